@@ -1,0 +1,144 @@
+"""Everything persistent on a cloud, byte by byte: names, header layout, versions, magic.  See docs/format.md.
+
+Used by packs, clouds and tools.  Pure functions; `FormatError` for anything that does not follow the document.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from attrs import frozen
+
+from cuckoo_mount.errors import FormatError
+
+FORMAT_VERSION: Final = 1
+ID_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+ROOT_PREFIX: Final = "cuckoo"
+
+PACK_MAGIC: Final = b"CUCKOOPK"
+FOOTER_MAGIC: Final = b"CUCKOOFT"
+FLAG_ENCRYPTED: Final = 1
+
+_HEADER: Final = struct.Struct("<8sHHI16s16s16x")
+_FOOTER: Final = struct.Struct("<QII8s16s8s")
+_ENTRY: Final = struct.Struct("<QQQQII8x32s")
+HEADER_BYTES: Final = _HEADER.size
+FOOTER_BYTES: Final = _FOOTER.size
+ENTRY_BYTES: Final = _ENTRY.size
+
+
+def drive_prefix(drive_id: bytes) -> str:
+    """Return the prefix, ending with `/`, of everything that a drive keeps on a cloud."""
+    if len(drive_id) != ID_BYTES:
+        raise ValueError(f"a drive id has {ID_BYTES} bytes, not {len(drive_id)}")
+    return f"{ROOT_PREFIX}/{drive_id.hex()}/"
+
+
+def identity_name(drive_id: bytes) -> str:
+    """Return the name of drive.json."""
+    return f"{drive_prefix(drive_id)}drive.json"
+
+
+def packs_prefix(drive_id: bytes) -> str:
+    """Return the prefix, ending with `/`, of all shares of all packs."""
+    return f"{drive_prefix(drive_id)}packs/"
+
+
+def pack_share_name(drive_id: bytes, pack_id: bytes, share: int) -> str:
+    """Return the object name of share `share` (0 … 255) of a pack."""
+    if len(pack_id) != ID_BYTES or not 0 <= share <= 255:
+        raise ValueError("a pack id has 16 bytes, a share number is 0 to 255")
+    name = pack_id.hex()
+    return f"{packs_prefix(drive_id)}{name[:2]}/{name}.{share}"
+
+
+def parse_pack_share_name(drive_id: bytes, name: str) -> tuple[bytes, int]:
+    """Return (pack id, share number) of an object name made by `pack_share_name`.  Raises: FormatError."""
+    prefix = packs_prefix(drive_id)
+    stem, dot, share = name.removeprefix(prefix).rpartition(".")
+    folder, slash, pack = stem.partition("/")
+    if not (name.startswith(prefix) and dot and slash and pack[:2] == folder and share.isdigit()):
+        raise FormatError(f"{name} is not the name of a share")
+    try:
+        pack_id = bytes.fromhex(pack)
+    except ValueError:
+        raise FormatError(f"{name} is not the name of a share") from None
+    if len(pack_id) != ID_BYTES or pack_share_name(drive_id, pack_id, int(share) & 255) != name:
+        raise FormatError(f"{name} is not the name of a share")
+    return pack_id, int(share)
+
+
+@frozen(slots=True)
+class PackEntry:
+    """One sealed chunk in a pack's index: whose it was when packed, where it lies, what it must hash to."""
+
+    version: int
+    ino: int
+    index: int
+    offset: int
+    sealed_bytes: int
+    plain_bytes: int
+    digest: bytes
+
+
+@frozen(slots=True)
+class PackFooter:
+    """The last bytes of a pack: where its index lies.  `index_digest`: first 16 bytes of the index's keyed hash."""
+
+    index_offset: int
+    index_bytes: int
+    entry_count: int
+    index_digest: bytes
+
+
+def pack_header(drive_id: bytes, pack_id: bytes, *, encrypted: bool) -> bytes:
+    """Return the first `HEADER_BYTES` bytes of a pack."""
+    return _HEADER.pack(PACK_MAGIC, FORMAT_VERSION, FLAG_ENCRYPTED if encrypted else 0, 0, drive_id, pack_id)
+
+
+def parse_pack_header(data: bytes, drive_id: bytes) -> tuple[bytes, bool]:
+    """Return (pack id, encrypted).  Raises: FormatError for another drive's pack, a newer format, or no pack at all."""
+    if len(data) < HEADER_BYTES:
+        raise FormatError(f"pack header has {len(data)} of {HEADER_BYTES} bytes")
+    magic, version, flags, _, drive, pack_id = _HEADER.unpack_from(data)
+    if magic != PACK_MAGIC:
+        raise FormatError("not a pack: wrong magic")
+    if version > FORMAT_VERSION:
+        raise FormatError(f"pack has format {version}, this program knows up to {FORMAT_VERSION}; update cuckoo-mount")
+    if drive != drive_id:
+        raise FormatError(f"pack belongs to drive {drive.hex()}, not to {drive_id.hex()}")
+    return pack_id, bool(flags & FLAG_ENCRYPTED)
+
+
+def pack_index(entries: list[PackEntry]) -> bytes:
+    """Return the plain index of a pack."""
+    return b"".join(
+        _ENTRY.pack(e.version, e.ino, e.index, e.offset, e.sealed_bytes, e.plain_bytes, e.digest)
+        for e in entries
+    )
+
+
+def parse_pack_index(data: bytes) -> list[PackEntry]:
+    """Return the entries of a plain index.  Raises: FormatError."""
+    if len(data) % ENTRY_BYTES:
+        raise FormatError(f"pack index of {len(data)} bytes is no multiple of {ENTRY_BYTES}")
+    return [PackEntry(*fields) for fields in _ENTRY.iter_unpack(data)]
+
+
+def pack_footer(footer: PackFooter) -> bytes:
+    """Return the last `FOOTER_BYTES` bytes of a pack."""
+    return _FOOTER.pack(
+        footer.index_offset, footer.index_bytes, footer.entry_count, bytes(8), footer.index_digest, FOOTER_MAGIC
+    )
+
+
+def parse_pack_footer(data: bytes) -> PackFooter:
+    """Return the footer found in the last bytes of `data`.  Raises: FormatError."""
+    if len(data) < FOOTER_BYTES:
+        raise FormatError("pack is shorter than its footer")
+    offset, length, count, _, digest, magic = _FOOTER.unpack(data[-FOOTER_BYTES:])
+    if magic != FOOTER_MAGIC:
+        raise FormatError("pack has no footer: cut short or damaged")
+    return PackFooter(offset, length, count, digest)
