@@ -1,0 +1,36 @@
+"""What all tests share: the option --long, and the condition for tests that mount.
+
+Used by pytest alone.  Fixtures that only one folder of tests needs belong into that folder.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --long: also run the tests marked `long`, which take minutes."""
+    parser.addoption("--long", action="store_true", default=False, help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out `long` tests unless asked for, and skip `mount` tests where nothing can be mounted."""
+    _deselect_long(config, items)
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        no_fuse = pytest.mark.skip(reason="/dev/fuse is missing or may not be opened")
+        for item in items:
+            if item.get_closest_marker("mount") is not None:
+                item.add_marker(no_fuse)
+
+
+def _deselect_long(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Deselected and not skipped: a skip in the closing line should mean that something is missing on this machine.
+    # A test named on the command line (file::test) was asked for.
+    if config.getoption("--long") or any("::" in argument for argument in config.args):
+        return
+    kept = [item for item in items if item.get_closest_marker("long") is None]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long") is not None])
+        items[:] = kept
