@@ -1,0 +1,80 @@
+"""What the daemon asks workers to do with a cloud: importable functions of picklable arguments.
+
+Run by `WorkerPool.run` inside worker processes, several at a time in threads; every one may be repeated, because
+objects are write-once.  They raise CloudError and its children, UsageError for settings that cannot be opened, and
+OSError for a local file.  Bytes come back through the pipe; bytes to send go by file name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cuckoo_mount.clouds import identity
+from cuckoo_mount.clouds.base import Capabilities, CloudSettings, ObjectInfo, Space
+from cuckoo_mount.clouds.registry import expecting, forget_cloud, open_cloud, without_expectations
+from cuckoo_mount.errors import FormatError
+
+
+def put_file(settings: CloudSettings, name: str, path: str, size_bytes: int | None = None) -> None:
+    """Store the local file `path` as object `name`; it must have `size_bytes` bytes, if given.
+
+    Raises: OSError if the file cannot be read, FormatError if it has another size; otherwise as `Cloud.put`.
+    """
+    with open(path, "rb", buffering=0) as file:
+        data = file.readall()
+    if size_bytes is not None and len(data) != size_bytes:
+        raise FormatError(f"{path} has {len(data)} bytes, {size_bytes} were to be stored as {name}; build it again")
+    open_cloud(settings).put(name, data)
+
+
+def put(settings: CloudSettings, name: str, data: bytes) -> None:
+    """Store `data`, a small object, as `Cloud.put`."""
+    open_cloud(settings).put(name, data)
+
+
+def get(settings: CloudSettings, name: str) -> bytes:
+    """Return a whole object, as `Cloud.get`."""
+    return open_cloud(settings).get(name)
+
+
+def get_range(settings: CloudSettings, name: str, offset: int, length_bytes: int) -> bytes:
+    """Return exactly `length_bytes` bytes from `offset`, as `Cloud.get_range`."""
+    return open_cloud(settings).get_range(name, offset, length_bytes)
+
+
+def delete_many(settings: CloudSettings, names: Sequence[str]) -> None:
+    """Remove objects; those that are not there are no error.  The first error ends it: repeat with the same names."""
+    cloud = open_cloud(settings)
+    for name in names:
+        cloud.delete(name)
+
+
+def list_objects(settings: CloudSettings, prefix: str) -> list[ObjectInfo]:
+    """Return every object below `prefix` (empty, or ending with `/`), in no particular order."""
+    return list(open_cloud(settings).list(prefix))
+
+
+def space(settings: CloudSettings) -> Space | None:
+    """Return the room there is, or None where the storage does not tell."""
+    return open_cloud(settings).space()
+
+
+def capabilities(settings: CloudSettings) -> Capabilities:
+    """Return what the cloud can do."""
+    return open_cloud(settings).capabilities
+
+
+def check_identity(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) -> None:
+    """Return if the place is cloud `cloud_id` of drive `drive_id` now, as identity.check_identity.
+
+    Opens it anew, and costs one get.
+    """
+    forget_cloud(settings)
+    cloud = open_cloud(settings)
+    if expecting(settings, drive_id, cloud_id) != settings:  # else opening it was the check
+        identity.check_identity(cloud, drive_id, cloud_id)
+
+
+def write_identity(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) -> None:
+    """Make the place cloud `cloud_id` of drive `drive_id`, as identity.write_identity."""
+    identity.write_identity(open_cloud(without_expectations(settings)), drive_id, cloud_id)

@@ -1,0 +1,111 @@
+"""What drivers raise, as our own errors: fs.errors alone is not enough, drivers leak those of their libraries.
+
+Used by every driver, in workers.  Pure functions, any thread.  Rule: an error of the world becomes a CloudError with a
+text that names the cause and never holds a secret.  What is not recognised counts as passing trouble
+(CloudUnavailable): giving up on a cloud for good because of an unknown exception would be the worse mistake.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.errors import CloudError, CloudFull, CloudMissing, CloudRefused, CloudTimeout, CloudUnavailable
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_TEXT_MAX_CHARACTERS: Final = 300
+_SECRET_MIN_CHARACTERS: Final = 3
+
+# By class name: importing the libraries here to name their classes would cost every worker their memory.
+_BY_CLASS_NAME: Final[dict[str, type[CloudError]]] = {
+    "InsufficientStorage": CloudFull,
+    "PermissionDenied": CloudRefused,
+    "ResourceReadOnly": CloudRefused,
+    "OperationTimeout": CloudTimeout,
+    "ResourceNotFound": CloudMissing,
+    "AuthenticationException": CloudRefused,
+    "AuthError": CloudRefused,
+    "NoCredentialsError": CloudRefused,
+    "DefaultCredentialsError": CloudRefused,
+}
+_BY_STATUS: Final[dict[int, type[CloudError]]] = {
+    401: CloudRefused,
+    403: CloudRefused,
+    404: CloudMissing,
+    408: CloudTimeout,
+    507: CloudFull,
+}
+
+
+def hide_secrets(text: str, settings: CloudSettings) -> str:
+    """Return `text` with the secrets of `settings`, and the credentials in its URL, replaced by ***."""
+    hidden = {value for _, value in settings.secrets if len(value) >= _SECRET_MIN_CHARACTERS}
+    _, found, rest = settings.url.partition("://")
+    credentials, at, _ = rest.partition("@")
+    if found and at and ":" in credentials:
+        hidden |= {credentials, credentials.partition(":")[2]} - {""}
+    for value in sorted(hidden, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
+
+
+def describe(error: BaseException, settings: CloudSettings) -> str:
+    """Return one line for `error`, without secrets: its text and, where that is not ours, its class."""
+    text = " ".join(str(error).split())[:_TEXT_MAX_CHARACTERS]
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif kind not in text:
+        text = f"{text} ({kind})" if text else kind
+    return hide_secrets(text, settings)
+
+
+def translate_os_error(error: OSError, settings: CloudSettings, name: str) -> CloudError:
+    """Return our error for one of the operating system's.  ENOENT is not judged here: see `CloudMissing`'s rule."""
+    kind = _kind_of_os_error(error) or CloudUnavailable
+    return kind(describe(error, settings), cloud=settings.name, name=name)
+
+
+def translate(error: Exception, settings: CloudSettings, name: str) -> CloudError:
+    """Return our error for anything a driver raised.
+
+    CloudMissing in the answer is only what the driver says: the caller confirms that the cloud itself is there.
+    """
+    if isinstance(error, CloudError):
+        return error
+    causes = _chain(error)
+    for cause in causes:
+        kind = _kind(cause)
+        if kind is not None:
+            return kind(describe(error, settings), cloud=settings.name, name=name)
+    return CloudUnavailable(describe(error, settings), cloud=settings.name, name=name)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return `error` and what it was made of; PyFilesystem keeps the original in `exc`."""
+    found: list[BaseException] = []
+    following: object = error
+    while isinstance(following, BaseException) and following not in found:
+        found.append(following)
+        following = getattr(following, "exc", None) or following.__cause__ or following.__context__
+    return found
+
+
+def _kind_of_os_error(error: OSError) -> type[CloudError] | None:
+    if error.errno in _FULL:
+        return CloudFull
+    if error.errno in _REFUSED:
+        return CloudRefused
+    return CloudTimeout if isinstance(error, TimeoutError) else None
+
+
+def _kind(error: BaseException) -> type[CloudError] | None:
+    for parent in type(error).__mro__:
+        if parent.__name__ in _BY_CLASS_NAME:
+            return _BY_CLASS_NAME[parent.__name__]
+    if isinstance(error, OSError):
+        return _kind_of_os_error(error)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return _BY_STATUS.get(status) if isinstance(status, int) else None
