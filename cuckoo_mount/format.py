@@ -59,15 +59,16 @@ def parse_pack_share_name(drive_id: bytes, name: str) -> tuple[bytes, int]:
     prefix = packs_prefix(drive_id)
     stem, dot, share = name.removeprefix(prefix).rpartition(".")
     folder, slash, pack = stem.partition("/")
-    if not (name.startswith(prefix) and dot and slash and pack[:2] == folder and share.isdigit()):
-        raise FormatError(f"{name} is not the name of a share")
     try:
-        pack_id = bytes.fromhex(pack)
+        # At most three digits: int() refuses thousands of them with an error of its own.
+        pack_id, number = bytes.fromhex(pack), int(share[:3])
     except ValueError:
         raise FormatError(f"{name} is not the name of a share") from None
-    if len(pack_id) != ID_BYTES or pack_share_name(drive_id, pack_id, int(share) & 255) != name:
+    # Made again and compared: whatever else hex and int accept (spaces, capitals, other digits) is not ours.
+    known = name.startswith(prefix) and dot and slash and folder and len(pack_id) == ID_BYTES and 0 <= number <= 255
+    if not known or pack_share_name(drive_id, pack_id, number) != name:
         raise FormatError(f"{name} is not the name of a share")
-    return pack_id, int(share)
+    return pack_id, number
 
 
 @frozen(slots=True)
@@ -109,14 +110,16 @@ def parse_pack_header(data: bytes, drive_id: bytes) -> tuple[bytes, bool]:
         raise FormatError(f"pack has format {version}, this program knows up to {FORMAT_VERSION}; update cuckoo-mount")
     if drive != drive_id:
         raise FormatError(f"pack belongs to drive {drive.hex()}, not to {drive_id.hex()}")
+    if version < 1 or data[:HEADER_BYTES] != pack_header(drive_id, pack_id, encrypted=bool(flags & FLAG_ENCRYPTED)):
+        # Whoever gives a meaning to a flag or a zero field raises the format: older readers must not guess.
+        raise FormatError(f"pack header is damaged: format {version}, flags {flags:#x}, or its zero fields")
     return pack_id, bool(flags & FLAG_ENCRYPTED)
 
 
 def pack_index(entries: list[PackEntry]) -> bytes:
     """Return the plain index of a pack."""
     return b"".join(
-        _ENTRY.pack(e.version, e.ino, e.index, e.offset, e.sealed_bytes, e.plain_bytes, e.digest)
-        for e in entries
+        _ENTRY.pack(e.version, e.ino, e.index, e.offset, e.sealed_bytes, e.plain_bytes, e.digest) for e in entries
     )
 
 
@@ -124,7 +127,10 @@ def parse_pack_index(data: bytes) -> list[PackEntry]:
     """Return the entries of a plain index.  Raises: FormatError."""
     if len(data) % ENTRY_BYTES:
         raise FormatError(f"pack index of {len(data)} bytes is no multiple of {ENTRY_BYTES}")
-    return [PackEntry(*fields) for fields in _ENTRY.iter_unpack(data)]
+    entries = [PackEntry(*fields) for fields in _ENTRY.iter_unpack(data)]
+    if pack_index(entries) != data:
+        raise FormatError("pack index has something in its zero fields: damaged, or newer than this program")
+    return entries
 
 
 def pack_footer(footer: PackFooter) -> bytes:
@@ -138,7 +144,7 @@ def parse_pack_footer(data: bytes) -> PackFooter:
     """Return the footer found in the last bytes of `data`.  Raises: FormatError."""
     if len(data) < FOOTER_BYTES:
         raise FormatError("pack is shorter than its footer")
-    offset, length, count, _, digest, magic = _FOOTER.unpack(data[-FOOTER_BYTES:])
-    if magic != FOOTER_MAGIC:
+    offset, length, count, zero, digest, magic = _FOOTER.unpack(data[-FOOTER_BYTES:])
+    if magic != FOOTER_MAGIC or any(zero):
         raise FormatError("pack has no footer: cut short or damaged")
     return PackFooter(offset, length, count, digest)

@@ -1,0 +1,120 @@
+"""Reading from whichever share gives the right bytes: the order of asking, the waiting, and the giving up.
+
+Used by multi/multifs.py.  For one trio loop.  Owns: a share that gave wrong bytes is not asked again within one read,
+trouble that may pass is waited for up to the deadline, and the error names every cloud and object that failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn, TypeVar
+
+import trio
+
+from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing, CloudUnavailable, DataTimeout, DataUnavailable
+from cuckoo_mount.format import pack_share_name
+from cuckoo_mount.multi.health import Condition, Health
+from cuckoo_mount.multi.records import transfer_deadline_s
+from cuckoo_mount.multi.requests import CloudRequests
+from cuckoo_mount.types import CloudName, ShareRow
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RETRY_PAUSE_S: Final = 0.25
+"""Shortest pause before the same clouds are asked again, however soon they may be."""
+_PART_OF_TIME: Final = 0.95
+"""A job gets a little less than is left, so that its own deadline passes first and the cloud's health learns of it."""
+_HOPELESS: Final = frozenset({Condition.REFUSED, Condition.NOT_OURS})
+
+
+class ShareReader:
+    """Runs a job on one share after the other until one succeeds."""
+
+    def __init__(self, requests: CloudRequests, health: Health, drive_id: bytes, clouds: frozenset[CloudName]) -> None:
+        self._requests = requests
+        self._health = health
+        self._drive_id = drive_id
+        self._clouds = clouds
+
+    async def first_whole(
+        self,
+        pack_id: bytes,
+        shares: Sequence[ShareRow],
+        job: Callable[..., T],
+        *args: object,
+        length_bytes: int,
+        deadline_s: float,
+    ) -> T:
+        """See MultiFS.first_whole."""
+        reading = _Reading(shares, deadline_s)
+        for share in shares:
+            if share.cloud not in self._clouds:
+                reading.drop(share, f"cloud {share.cloud}: is not one of this drive's any more")
+        # The scope also ends the waiting for a free worker, which a job's own deadline does not count.
+        with trio.move_on_at(reading.ends_at):
+            while True:
+                for share in self._in_order(reading.shares):
+                    name = pack_share_name(self._drive_id, pack_id, share.share)
+                    limit_s = min(reading.part_of_time_s(), transfer_deadline_s(length_bytes))
+                    try:
+                        return await self._requests.ask_for_object(
+                            share.cloud, job, name, *args, deadline_s=limit_s, bytes_down=length_bytes
+                        )
+                    except CloudError as error:
+                        reading.note(share, name, error)
+                await self._pause(reading)
+        for share in reading.shares:
+            reading.errors.setdefault(share, self._health.state(share.cloud).last_error)
+        reading.give_up()
+
+    def _in_order(self, shares: Sequence[ShareRow]) -> list[ShareRow]:
+        """Return the shares worth asking for now, those on clouds that are well first."""
+        due = [share for share in shares if self._health.may_ask(share.cloud)]
+        return sorted(due, key=lambda share: (not self._health.is_up(share.cloud), share.share))
+
+    async def _pause(self, reading: _Reading) -> None:
+        """Wait until one of the clouds may be asked again.  Raises: DataUnavailable when no share is left."""
+        for share in list(reading.shares):
+            state = self._health.state(share.cloud)
+            if state.condition in _HOPELESS:
+                reading.drop(share, state.last_error)
+        if not reading.shares:
+            reading.give_up()
+        await trio.sleep(max(RETRY_PAUSE_S, self._health.wait_s(share.cloud for share in reading.shares)))
+
+
+class _Reading:
+    """One read under way: which shares are left, and what went wrong with which."""
+
+    def __init__(self, shares: Sequence[ShareRow], deadline_s: float) -> None:
+        self.shares = list(shares)
+        self.errors: dict[ShareRow, str] = {}
+        self.ends_at = trio.current_time() + deadline_s
+        self._deadline_s = deadline_s
+
+    def part_of_time_s(self) -> float:
+        """Return how long one share may take: one that hangs must leave time for the others."""
+        left_s = max(0.001, self.ends_at - trio.current_time())
+        return left_s * _PART_OF_TIME / max(1, len(self.shares))
+
+    def drop(self, share: ShareRow, why: str) -> None:
+        """Do not ask for this share any more."""
+        self.errors.setdefault(share, why)
+        self.shares.remove(share)
+
+    def note(self, share: ShareRow, name: str, error: CloudError) -> None:
+        """Take note of a failure; the share is out unless the trouble may pass."""
+        text = str(error)
+        self.errors[share] = text if error.name else f"{text} ({name})"
+        if isinstance(error, CloudCorrupt | CloudMissing):
+            log.warning("a share is damaged or lost: %s", self.errors[share])
+        if not isinstance(error, CloudUnavailable):
+            self.shares.remove(share)
+
+    def give_up(self) -> NoReturn:
+        what = "; ".join(self.errors.values()) or "the pack has no shares"
+        if self.shares:
+            raise DataTimeout(f"not read within {self._deadline_s:g} s: {what}")
+        raise DataUnavailable(f"no cloud gave the bytes back whole: {what}")

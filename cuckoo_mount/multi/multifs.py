@@ -1,0 +1,215 @@
+"""All clouds of a drive as one place for packs: stores shares, fetches from them, deletes them, knows how clouds are.
+
+Used by packs and by the drive.  For one trio loop; blocking work runs in worker processes.  Owns: shares of a pack lie
+on distinct clouds; nothing is written to a cloud whose drive.json was not read (see health.py); no cloud's trouble
+leaves this module as anything but the errors documented at each method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from cuckoo_mount.clouds import jobs
+from cuckoo_mount.clouds.base import ObjectInfo, Space
+from cuckoo_mount.clouds.translate import hide_secrets
+from cuckoo_mount.errors import CloudError, CuckooError
+from cuckoo_mount.format import pack_share_name, packs_prefix
+from cuckoo_mount.multi.fetching import ShareReader
+from cuckoo_mount.multi.health import Condition, Health, Request
+from cuckoo_mount.multi.jobs import withdraw_pack
+from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
+from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
+from cuckoo_mount.multi.rooms import Rooms
+from cuckoo_mount.multi.storing import PackStorer
+from cuckoo_mount.types import CloudName, PackRow, ShareRow
+
+T = TypeVar("T")
+DELETE_BATCH: Final = 100
+"""Objects deleted by one job: each is a request of its own to most clouds."""
+LIST_DEADLINE_S: Final = 600.0
+
+
+class MultiFS:
+    """The pool of a drive's clouds.  `usage`: per cloud packs with a share there and bytes, as metadata counts them."""
+
+    def __init__(
+        self,
+        clouds: Mapping[CloudName, CloudEntry],
+        pool: Pool,
+        health: Health,
+        drive_id: bytes,
+        *,
+        usage: Mapping[CloudName, tuple[int, int]] | None = None,
+    ) -> None:
+        self._clouds = dict(clouds)
+        self._health = health
+        self._drive_id = drive_id
+        self._requests = CloudRequests(self._clouds, pool, health, drive_id)
+        self._rooms = Rooms(self._clouds, health)
+        self._rooms.set_usage(usage or {})
+        self._storer = PackStorer(self._clouds, self._requests, self._rooms, health, drive_id)
+        self._reader = ShareReader(self._requests, health, drive_id, frozenset(self._clouds))
+
+    @property
+    def names(self) -> tuple[CloudName, ...]:
+        """The clouds, in the order they were given."""
+        return tuple(self._clouds)
+
+    # -- packs --
+
+    async def put_pack(
+        self, pack_id: bytes, path: str, size_bytes: int, policy: str, share_digest: bytes
+    ) -> tuple[ShareRow, ...]:
+        """Store the pack file `path` as `policy` wants and return its shares in order of their numbers.  Checkpoint.
+
+        Copies go to distinct clouds; with fewer clouds that take one there are fewer shares, at least one.  A cloud
+        that fails is replaced by another.  If cancelled, or on an error, any share may be there: withdraw the pack.
+        Raises: CloudUnavailable (not one share could be stored; try again later), UsageError (policy not supported),
+        FormatError (the file has another size), DataUnavailable (the local file cannot be read).
+        """
+        return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest)
+
+    async def first_whole(
+        self,
+        pack_id: bytes,
+        shares: Sequence[ShareRow],
+        job: Callable[..., T],
+        *args: object,
+        length_bytes: int,
+        deadline_s: float,
+    ) -> T:
+        """Return `job(settings, object name, *args)`, run in a worker on one share after the other until it succeeds.
+
+        The job raises CloudCorrupt when what it got is not right.  `length_bytes`: about how much it transfers.
+        Waits for clouds whose trouble may pass.  Checkpoint.
+        Raises: DataUnavailable (no share is right or ever will be), DataTimeout (those left did not answer in time).
+        """
+        return await self._reader.first_whole(
+            pack_id, shares, job, *args, length_bytes=length_bytes, deadline_s=deadline_s
+        )
+
+    async def get_range(
+        self, pack_id: bytes, shares: Sequence[ShareRow], offset: int, length_bytes: int, *, deadline_s: float
+    ) -> bytes:
+        """Return stored bytes of a pack, *not verified*, as `first_whole` gets them."""
+        return await self.first_whole(
+            pack_id, shares, jobs.get_range, offset, length_bytes, length_bytes=length_bytes, deadline_s=deadline_s
+        )
+
+    async def delete_packs(self, packs: Sequence[PackRow]) -> list[PackRow]:
+        """Delete all shares of these packs; return the packs of which nothing is left.  Checkpoint, raises nothing.
+
+        The others wait for a cloud that did not answer; deleting again is no error.  If cancelled, any may be deleted.
+        """
+        by_cloud: dict[CloudName, list[PackRow]] = {}
+        for pack in packs:
+            for cloud in {share.cloud for share in pack.shares}:
+                by_cloud.setdefault(cloud, []).append(pack)
+        kept: set[bytes] = set()
+        calls = [partial(self._delete_on, cloud, tuple(there), kept) for cloud, there in by_cloud.items()]
+        await gather(calls)
+        return [pack for pack in packs if pack.pack_id not in kept]
+
+    async def _delete_on(self, cloud: CloudName, packs: Sequence[PackRow], kept: set[bytes]) -> None:
+        for start in range(0, len(packs), DELETE_BATCH):
+            batch = packs[start : start + DELETE_BATCH]
+            names = [
+                pack_share_name(self._drive_id, pack.pack_id, share.share)
+                for pack in batch
+                for share in pack.shares
+                if share.cloud == cloud
+            ]
+            try:
+                await self._ask_if_up(cloud, jobs.delete_many, names, deadline_s=TRANSFER_BASE_S + len(names))
+            except CloudError:
+                kept.update(pack.pack_id for pack in packs[start:])
+                return
+            self._rooms.note_deleted(cloud, [pack.size_bytes for pack in batch])
+
+    async def withdraw(self, pack_id: bytes, *, shares: int) -> bool:
+        """Delete whatever is stored of a pack that was never finished, on every cloud.  Checkpoint, raises nothing.
+
+        `shares`: how many it may have had at least.  Returns whether every cloud confirmed; False: try again later.
+        """
+        clouds = [name for name, entry in self._clouds.items() if not entry.read_only]
+        count = max(shares, len(clouds))
+        calls = [
+            partial(
+                self._ask_if_up, name, withdraw_pack, self._drive_id, pack_id, count, deadline_s=TRANSFER_BASE_S + count
+            )
+            for name in clouds
+        ]
+        return not any(isinstance(answer, CuckooError) for answer in await gather(calls))
+
+    async def _ask_if_up(self, cloud: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
+        """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError."""
+        if cloud not in self._clouds:
+            raise CloudError("is not one of this drive's clouds; add it again", cloud=cloud)
+        if not self._health.is_up(cloud):
+            await self._requests.probe_if_due(cloud)
+        return await self._requests.ask(cloud, Request.DELETE, job, *args, deadline_s=deadline_s)
+
+    # -- clouds --
+
+    async def probe(self) -> dict[CloudName, Condition]:
+        """Read drive.json on every cloud, at the same time, and return how each is.  Checkpoint, raises nothing.
+
+        One request per cloud.  Until a cloud's first probe worked, nothing is written or deleted there.
+        """
+        await gather([partial(self._requests.probe, name) for name in self._clouds])
+        return {name: self._health.state(name).condition for name in self._clouds}
+
+    async def list_packs(self, cloud: CloudName) -> list[ObjectInfo]:
+        """Return every object below packs/ of one cloud.  Checkpoint.  Raises: CloudError."""
+        return await self._ask_if_up(cloud, jobs.list_objects, packs_prefix(self._drive_id), deadline_s=LIST_DEADLINE_S)
+
+    async def refresh_space(self) -> None:
+        """Ask every cloud that is up for its room; one request each, to be called now and then, and once at mount.
+
+        Checkpoint, raises nothing.
+        """
+        names = [name for name in self._clouds if self._health.is_up(name)]
+        calls = [
+            partial(self._requests.ask, name, Request.READ, jobs.space, deadline_s=TRANSFER_BASE_S) for name in names
+        ]
+        for name, answer in zip(names, await gather(calls), strict=True):
+            if isinstance(answer, Space):
+                self._rooms.set_space(name, answer)
+
+    async def free_space(self, copies: int = 1) -> Space:
+        """Return how many plain bytes the drive holds at most and can still take, if each is stored `copies` times.
+
+        Never asks a cloud (statfs must not wait): what `refresh_space` learnt, and what was stored since.  Clouds that
+        are down count as they were, so that `df` does not jump.  Checkpoint.
+        """
+        await trio.lowlevel.checkpoint()
+        return self._rooms.usable(copies)
+
+    def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
+        """Take over from the metadata how many packs and bytes lie on each cloud."""
+        self._rooms.set_usage(usage)
+
+    def statistics(self) -> tuple[CloudStatistics, ...]:
+        """Return every cloud's figures, in the order of `names`."""
+        return tuple(self._cloud_statistics(name, entry) for name, entry in self._clouds.items())
+
+    def _cloud_statistics(self, name: CloudName, entry: CloudEntry) -> CloudStatistics:
+        state, counters = self._health.state(name), self._health.counters(name)
+        packs, used_bytes = self._rooms.usage(name)
+        return CloudStatistics(
+            name=name,
+            url=hide_secrets(entry.settings.url, entry.settings),
+            state=state.condition.value,
+            used_bytes=used_bytes,
+            capacity_bytes=self._rooms.capacity_bytes(name),
+            packs=packs,
+            requests=counters.requests,
+            errors=counters.errors,
+            bytes_up=counters.bytes_up,
+            bytes_down=counters.bytes_down,
+            last_error=hide_secrets(state.last_error, entry.settings),
+        )

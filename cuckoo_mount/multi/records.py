@@ -1,0 +1,74 @@
+"""Records of the multi layer: a cloud as the drive uses it, and what `status` says about one.
+
+Used by multi/*, the drive and commands.  Frozen, no behaviour beyond small pure functions.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import evolve, frozen
+
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.registry import EXPECTED_CLOUD, EXPECTED_DRIVE
+from cuckoo_mount.types import CloudName, CloudRow
+
+TRANSFER_BASE_S: Final = 30.0
+SLOWEST_BYTES_PER_S: Final = 64 << 10
+"""A transfer slower than this counts as hung: its worker is killed and another cloud is asked."""
+
+
+@frozen(slots=True, kw_only=True)
+class CloudEntry:
+    """One cloud of the drive: how to open it, and what the drive's metadata says about it (see types.CloudRow)."""
+
+    settings: CloudSettings
+    cloud_id: bytes
+    capacity_bytes: int | None = None
+    reserve_bytes: int = 0
+    group: str = ""
+    read_only: bool = False
+
+
+@frozen(slots=True, kw_only=True)
+class CloudStatistics:
+    """A cloud in `status --json`, field by field.  `url` and `last_error` show no secrets.
+
+    `used_bytes`, `packs`: our shares there.  `capacity_bytes`: what the user allowed, or else what the cloud says it
+    has; None if neither is known.  The counters begin at the mount.
+    """
+
+    name: CloudName
+    url: str
+    state: str
+    used_bytes: int
+    capacity_bytes: int | None
+    packs: int
+    requests: int
+    errors: int
+    bytes_up: int
+    bytes_down: int
+    last_error: str
+
+
+def entry_of(row: CloudRow, settings: CloudSettings) -> CloudEntry:
+    """Return the entry of a cloud from its row in the metadata and this machine's settings for it."""
+    return CloudEntry(
+        settings=settings,
+        cloud_id=row.cloud_id,
+        capacity_bytes=row.capacity_bytes,
+        reserve_bytes=row.reserve_bytes,
+        group=row.group,
+        read_only=row.read_only,
+    )
+
+
+def expecting(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) -> CloudSettings:
+    """Return the settings with which a worker uses the place only after it read the right drive.json there."""
+    options = {**dict(settings.options), EXPECTED_DRIVE: drive_id.hex(), EXPECTED_CLOUD: cloud_id.hex()}
+    return evolve(settings, options=tuple(sorted(options.items())))
+
+
+def transfer_deadline_s(size_bytes: int) -> float:
+    """Return how long a request that moves `size_bytes` may take."""
+    return TRANSFER_BASE_S + size_bytes / SLOWEST_BYTES_PER_S

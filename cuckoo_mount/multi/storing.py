@@ -1,0 +1,144 @@
+"""Storing a pack: shares to distinct clouds at the same time, another cloud for every one that fails.
+
+Used by multi/multifs.py.  For one trio loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from cuckoo_mount.clouds import jobs
+from cuckoo_mount.errors import CloudError, CloudUnavailable, CuckooError, DataUnavailable
+from cuckoo_mount.format import pack_share_name
+from cuckoo_mount.multi.health import Health, Request
+from cuckoo_mount.multi.placement import CloudState, choose
+from cuckoo_mount.multi.records import CloudEntry, transfer_deadline_s
+from cuckoo_mount.multi.redundancy import copies_of
+from cuckoo_mount.multi.requests import CloudRequests, gather
+from cuckoo_mount.multi.rooms import Rooms
+from cuckoo_mount.types import CloudName, ShareRow
+
+
+class PackStorer:
+    """Puts packs onto clouds; the state of one upload is in `_Upload`."""
+
+    def __init__(
+        self,
+        clouds: Mapping[CloudName, CloudEntry],
+        requests: CloudRequests,
+        rooms: Rooms,
+        health: Health,
+        drive_id: bytes,
+    ) -> None:
+        self._clouds = clouds
+        self._requests = requests
+        self._rooms = rooms
+        self._health = health
+        self._drive_id = drive_id
+
+    async def put_pack(
+        self, pack_id: bytes, path: str, size_bytes: int, policy: str, share_digest: bytes
+    ) -> tuple[ShareRow, ...]:
+        """See MultiFS.put_pack."""
+        upload = _Upload(pack_id, path, size_bytes, share_digest, copies_of(policy))
+        while upload.missing:
+            chosen = self._choose(upload)
+            # Clouds that may be back are looked at meanwhile: the shares that can be stored do not wait for them.
+            doubtful = self._doubtful(upload) if len(chosen) < len(upload.missing) else []
+            if not chosen and not doubtful:
+                break
+            await self._run_round(upload, chosen, doubtful)
+        if not upload.stored:
+            why = "; ".join(str(error) for error in upload.failed.values()) or self._why_nobody(size_bytes)
+            raise CloudUnavailable(f"no cloud took it: {why}", name=f"pack {pack_id.hex()}")
+        return tuple(upload.stored[share] for share in sorted(upload.stored))
+
+    def _choose(self, upload: _Upload) -> list[CloudName]:
+        usable = [state for state in self._rooms.states() if state.name not in upload.failed]
+        return choose(usable, upload.size_bytes, len(upload.missing), taken=upload.clouds)
+
+    def _doubtful(self, upload: _Upload) -> list[CloudName]:
+        return [
+            name
+            for name, entry in self._clouds.items()
+            if not entry.read_only
+            and name not in upload.failed
+            and not self._health.is_up(name)
+            and self._health.may_ask(name)
+        ]
+
+    async def _run_round(self, upload: _Upload, chosen: Sequence[CloudName], doubtful: Sequence[CloudName]) -> None:
+        shares = dict(zip(upload.missing, chosen, strict=False))
+        puts = [partial(self._put_share, upload, share, cloud) for share, cloud in shares.items()]
+        probes = [partial(self._requests.probe, cloud) for cloud in doubtful]
+        # Counted before the first checkpoint: who chooses at the same time must see it.
+        for cloud in shares.values():
+            self._rooms.begin(cloud, upload.size_bytes)
+        stored: set[CloudName] = set()
+        try:
+            outcomes = await gather([*puts, *probes])
+            stored.update(cloud for cloud, error in zip(shares.values(), outcomes, strict=False) if error is None)
+        finally:
+            for cloud in shares.values():
+                self._rooms.end(cloud, upload.size_bytes, stored=cloud in stored)
+        for cloud, error in zip([*shares.values(), *doubtful], outcomes, strict=True):
+            if isinstance(error, CloudError):
+                upload.failed[cloud] = error
+            elif isinstance(error, CuckooError):
+                raise error  # about the local file: no other cloud would help
+        rows = {
+            share: ShareRow(share, cloud, upload.share_digest) for share, cloud in shares.items() if cloud in stored
+        }
+        upload.stored.update(rows)
+
+    async def _put_share(self, upload: _Upload, share: int, cloud: CloudName) -> None:
+        name = pack_share_name(self._drive_id, upload.pack_id, share)
+        size_bytes = upload.size_bytes
+        try:
+            await self._requests.ask(
+                cloud,
+                Request.WRITE,
+                jobs.put_file,
+                name,
+                upload.path,
+                size_bytes,
+                deadline_s=transfer_deadline_s(size_bytes),
+                bytes_up=size_bytes,
+            )
+        except OSError as error:
+            raise DataUnavailable(f"pack file {upload.path} cannot be read: {error.strerror}; build it again") from None
+
+    def _why_nobody(self, size_bytes: int) -> str:
+        if not self._clouds:
+            return "the drive has no clouds; add one with `cuckoo cloud add`"
+        return "; ".join(self._why_not(state, size_bytes) for state in self._rooms.states())
+
+    def _why_not(self, state: CloudState, size_bytes: int) -> str:
+        if state.is_read_only:
+            return f"cloud {state.name}: is read-only"
+        known = self._health.state(state.name)
+        if not state.is_up or state.is_full:
+            return known.last_error or f"cloud {state.name}: is {known.condition.value}"
+        return f"cloud {state.name}: has no room for {size_bytes} bytes within its capacity and reserve"
+
+
+class _Upload:
+    """One pack on its way: what is stored where, which clouds failed, which share numbers are missing."""
+
+    def __init__(self, pack_id: bytes, path: str, size_bytes: int, share_digest: bytes, copies: int) -> None:
+        self.pack_id = pack_id
+        self.path = path
+        self.size_bytes = size_bytes
+        self.share_digest = share_digest
+        self.stored: dict[int, ShareRow] = {}
+        self.failed: dict[CloudName, CloudError] = {}
+        self._copies = copies
+
+    @property
+    def missing(self) -> list[int]:
+        return [share for share in range(self._copies) if share not in self.stored]
+
+    @property
+    def clouds(self) -> frozenset[CloudName]:
+        return frozenset(row.cloud for row in self.stored.values())

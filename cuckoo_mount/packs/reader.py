@@ -1,0 +1,123 @@
+"""Reads chunks back: location → share → one range → verified plain bytes.
+
+Used by the cache, which asks once per chunk version at a time (SingleFlight).  For one trio loop.  Owns I-11: what is
+returned was compared with its keyed hash, in the worker that fetched it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from cuckoo_mount.errors import DataUnavailable
+from cuckoo_mount.layers.keys import DriveKeys
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.packs.catalogue import PackCatalogue
+from cuckoo_mount.packs.jobs import OpenSpec, fetch_chunk, fetch_run
+from cuckoo_mount.types import Location, PackNo, PackRow
+
+T = TypeVar("T")
+READ_DEADLINE_S: Final = 60.0
+ROWS_MAX: Final = 512
+RUN_GAP_BYTES: Final = 64 << 10
+"""Bytes of no use that a run transfers rather than making one more request for what follows them."""
+RUN_MAX_BYTES: Final = 4 << 20
+"""Sealed bytes that one request of a run transfers at most, so that memory stays bounded and others get their turn."""
+
+
+class PackReader:
+    """Reads chunks of one drive.  `encrypted`: whether the drive is."""
+
+    def __init__(
+        self,
+        metadata: PackCatalogue,
+        multifs: MultiFS,
+        keys: DriveKeys,
+        drive_id: bytes,
+        *,
+        encrypted: bool,
+        deadline_s: float = READ_DEADLINE_S,
+    ) -> None:
+        self._metadata = metadata
+        self._multifs = multifs
+        self._keys = keys
+        self._drive_id = drive_id
+        self._encrypted = encrypted
+        self._deadline_s = deadline_s
+        self._rows: OrderedDict[PackNo, PackRow] = OrderedDict()
+
+    async def read(self, location: Location) -> bytes:
+        """Return the `plain_bytes` bytes stored at `location`.  Checkpoint; cancelling leaves nothing behind.
+
+        Raises: DataUnavailable (no share is whole; names every cloud and object), DataTimeout (the clouds did not
+        answer before the deadline), MetadataError (no such pack; its chunks were overwritten or deleted).
+        """
+        return await self._fetch(location.pack, fetch_chunk, location, length_bytes=location.length_bytes)
+
+    async def read_run(self, locations: Sequence[Location]) -> list[bytes]:
+        """Return the bytes at each of several locations of one pack, in the order given; neighbours in one request.
+
+        Fails as a whole when one of them cannot be read: read them one by one then.  Otherwise as `read`; the deadline
+        counts for each request.
+        """
+        if len({location.pack for location in locations}) > 1:
+            raise ValueError("a run lies in one pack")
+        found: dict[Location, bytes] = {}
+        for run in runs(locations):
+            length_bytes = run[-1].offset + run[-1].length_bytes - run[0].offset
+            plain = await self._fetch(run[0].pack, fetch_run, run, length_bytes=length_bytes)
+            found.update(zip(run, plain, strict=True))
+        return [found[location] for location in locations]
+
+    def forget(self, pack: PackNo) -> None:
+        """Drop what is remembered of a pack, after its shares changed (repair, drain) or it was forgotten."""
+        self._rows.pop(pack, None)
+
+    async def _fetch(self, pack: PackNo, job: Callable[..., T], what: object, *, length_bytes: int) -> T:
+        remembered = pack in self._rows
+        row = await self._row(pack)
+        try:
+            return await self._ask(row, job, what, length_bytes=length_bytes)
+        except DataUnavailable:
+            if not remembered:
+                raise
+            self.forget(pack)
+            newer = await self._row(pack)
+            if newer.shares == row.shares and newer.pack_id == row.pack_id:
+                raise
+        return await self._ask(newer, job, what, length_bytes=length_bytes)
+
+    async def _ask(self, row: PackRow, job: Callable[..., T], what: object, *, length_bytes: int) -> T:
+        spec = OpenSpec(drive_id=self._drive_id, pack_id=row.pack_id, keys=self._keys, encrypted=self._encrypted)
+        return await self._multifs.first_whole(
+            row.pack_id, row.shares, job, spec, what, length_bytes=length_bytes, deadline_s=self._deadline_s
+        )
+
+    async def _row(self, pack: PackNo) -> PackRow:
+        row = self._rows.get(pack)
+        if row is None:
+            row = await self._metadata.get_pack(pack)
+            self._rows[pack] = row
+        self._rows.move_to_end(pack)
+        while len(self._rows) > ROWS_MAX:
+            self._rows.popitem(last=False)
+        return row
+
+
+def runs(locations: Sequence[Location]) -> Iterator[tuple[Location, ...]]:
+    """Yield groups of neighbours, each for one request: gaps ≤ RUN_GAP_BYTES, ≤ RUN_MAX_BYTES unless one alone is more.
+
+    Sorted by offset; a location given twice is in one group once.
+    """
+    group: list[Location] = []
+    for location in sorted(set(locations), key=lambda location: location.offset):
+        if group:
+            gap_bytes = location.offset - (group[-1].offset + group[-1].length_bytes)
+            length_bytes = location.offset + location.length_bytes - group[0].offset
+            if gap_bytes > RUN_GAP_BYTES or length_bytes > RUN_MAX_BYTES:
+                yield tuple(group)
+                group = []
+        group.append(location)
+    if group:
+        yield tuple(group)

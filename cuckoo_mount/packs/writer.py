@@ -1,0 +1,172 @@
+"""Writes packs: builds the file in the staging folder, records the intent, stores the shares.
+
+Used by the cache's write-back, which decides what goes into a pack and enters it into the metadata afterwards
+(`finish_pack`).  For one trio loop; packs may be built and stored at the same time.  Owns I-9: a pack's id is durable
+in the intents before its first byte is sent; and I-17 after a crash, by `recover`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from cuckoo_mount.format import ID_BYTES
+from cuckoo_mount.layers.keys import DriveKeys
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.redundancy import copies_of
+from cuckoo_mount.multi.requests import Pool
+from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
+from cuckoo_mount.packs.catalogue import PackCatalogue
+from cuckoo_mount.types import ShareRow
+
+log = logging.getLogger(__name__)
+
+BUILD_DEADLINE_S: Final = 120.0
+"""Sealing takes a fraction of a second; the rest is for a disk that is busy flushing."""
+
+
+@frozen(slots=True)
+class StoredPack:
+    """A pack whose shares are on the clouds and which the metadata does not know yet: arguments of `finish_pack`."""
+
+    pack_id: bytes
+    policy: str
+    size_bytes: int
+    shares: tuple[ShareRow, ...]
+
+
+@frozen(slots=True)
+class Recovery:
+    """What `recover` did: intents withdrawn, intents kept because a cloud did not answer, staging files removed."""
+
+    withdrawn: int
+    kept: int
+    files: int
+
+
+class PackWriter:
+    """Builds and stores packs of one drive.  `staging_dir` belongs to it alone.  `policy`: see docs/format.md."""
+
+    def __init__(
+        self,
+        metadata: PackCatalogue,
+        multifs: MultiFS,
+        pool: Pool,
+        keys: DriveKeys,
+        staging_dir: Path,
+        *,
+        drive_id: bytes,
+        encrypted: bool,
+        policy: str = "1",
+    ) -> None:
+        """Raises: UsageError when the policy is not supported."""
+        self._metadata = metadata
+        self._multifs = multifs
+        self._pool = pool
+        self._keys = keys
+        self._staging_dir = staging_dir
+        self._drive_id = drive_id
+        self._encrypted = encrypted
+        self._policy = policy
+        self._copies = copies_of(policy)
+        self._begun: set[bytes] = set()
+
+    async def build(self, sources: Sequence[ChunkSource]) -> BuiltPack:
+        """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.
+
+        Every call makes a new random id, so that no nonce ever serves twice.  If cancelled, or on an error, the file
+        is removed; what a worker still writes goes at the next `recover`.
+        Raises: NoSpace, DataUnavailable (see `build_pack`), CloudUnavailable (the worker died or was too slow).
+        """
+        pack_id = os.urandom(ID_BYTES)
+        target = self._staging_dir / f"{pack_id.hex()}.pack"
+        spec = BuildSpec(
+            drive_id=self._drive_id,
+            pack_id=pack_id,
+            keys=self._keys,
+            encrypted=self._encrypted,
+            sources=tuple(sources),
+            target=str(target),
+        )
+        try:
+            return await self._pool.run(build_pack, spec, deadline_s=BUILD_DEADLINE_S)
+        except BaseException:  # cancellation, too
+            _remove(str(target))
+            raise
+
+    async def store(self, built: BuiltPack) -> StoredPack:
+        """Store a built pack on the clouds and remove its file.  Checkpoint.
+
+        Its intent stays until the caller's `finish_pack`.  If cancelled, or on an error, file and intent stay: call
+        again with the same pack, or `discard` it.
+        Raises: CloudUnavailable, FormatError, DataUnavailable (see `MultiFS.put_pack`), MetadataError.
+        """
+        if built.pack_id not in self._begun:
+            with trio.CancelScope(shield=True):  # afterwards there is no doubt whether there is an intent
+                await self._metadata.begin_pack(built.pack_id)
+            self._begun.add(built.pack_id)
+        # Also when it was begun before: that call may have been cancelled before it was durable.
+        await self._metadata.make_durable()
+        shares = await self._multifs.put_pack(
+            built.pack_id, built.path, built.size_bytes, self._policy, built.share_digest
+        )
+        # From here on a cancellation waits: what is stored must be reported.
+        self._begun.discard(built.pack_id)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, built.path)
+        return StoredPack(built.pack_id, self._policy, built.size_bytes, shares)
+
+    async def discard(self, built: BuiltPack) -> None:
+        """Give up a built pack: remove its file, and what a failed `store` may have left on the clouds.  Checkpoint.
+
+        Where a cloud does not answer, the intent stays for the next `recover`; so it does for a pack that was stored
+        and never finished.  One that was finished is not touched.
+        """
+        await trio.to_thread.run_sync(_remove, built.path)
+        if built.pack_id in self._begun:
+            await self._withdraw(built.pack_id)
+            self._begun.discard(built.pack_id)
+
+    async def recover(self) -> Recovery:
+        """Undo what a crash interrupted: withdraw every pack begun and not finished, empty the staging folder.
+
+        At mount, after the first probe, before anything is built; also makes the staging folder.  Checkpoint.  If
+        cancelled, call it again.  A cloud that does not answer keeps the intents for the next time, with a warning.
+        """
+        files = await trio.to_thread.run_sync(_empty_folder, self._staging_dir)
+        withdrawn = kept = 0
+        for pack_id in await self._metadata.pack_intents():
+            if await self._withdraw(pack_id):
+                withdrawn += 1
+            else:
+                kept += 1
+        if kept:
+            log.warning("%d interrupted uploads are cleared away later: not every cloud answers", kept)
+        return Recovery(withdrawn, kept, files)
+
+    async def _withdraw(self, pack_id: bytes) -> bool:
+        # The intent goes after the objects: until then it is what they are found by.
+        confirmed = await self._multifs.withdraw(pack_id, shares=self._copies)
+        if confirmed:
+            await self._metadata.abandon_pack(pack_id)
+        return confirmed
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):  # what stays goes at the next mount
+        os.unlink(path)
+
+
+def _empty_folder(folder: Path) -> int:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = list(folder.iterdir())
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
