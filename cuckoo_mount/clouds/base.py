@@ -1,6 +1,7 @@
 """The Cloud protocol: six calls that every storage must offer, and nothing else is ever asked of it.
 
-Used by worker processes (see cuckoo_mount/workers.py) through clouds/registry.py; the daemon never calls a driver itself.
+Used by worker processes (see cuckoo_mount/workers.py) through clouds/registry.py; the daemon never calls a driver
+itself.
 A Cloud object is built from its picklable `CloudSettings` inside a worker, may be used by several threads of that
 worker at a time, and blocks.  Objects are write-once: the same name always carries the same bytes, so every call may
 be repeated.  Errors are cuckoo_mount.errors.CloudError and its children only, with `cloud` and `name` filled in.

@@ -1,0 +1,69 @@
+"""The cache's invariants, checked against the local files and the metadata.  Called by tests and by `fsck`.
+
+Loop only; reads every clean chunk, so it is slow on a large cache.  One line per violation, empty when all hold.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cuckoo_mount.cache.content import Content
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, ChunkRow, InodeNo
+
+_ALL = ChunkIndex(1 << 40)
+
+
+async def check_cache(content: Content) -> list[str]:
+    """Check I-3, I-7, I-13 and I-18."""
+    problems = [line for state in list(content.states) for line in _check_slots(content, state)]
+    inodes = set(content.files.inodes(in_state=True)) | set(content.files.inodes(in_state=False))
+    for ino in sorted(inodes):
+        for row in await content.metadata.chunk_rows(ino, ChunkIndex(0), _ALL):
+            problems += _check_row(content, ino, row)
+    for frozen in content.frozen:
+        if frozen.is_aside and os.stat(content.frozen.aside_path(frozen.version)).st_size != frozen.length_bytes:
+            problems.append(f"I-7: the copy aside of version {frozen.version} is incomplete")
+    limits = content.pressure.limits
+    top = limits.limit_bytes + limits.overshoot_bytes + (64 << 20)
+    if content.pressure.used_bytes > top:
+        problems.append(f"I-18: {content.pressure.used_bytes} bytes are held, the limit is {limits.limit_bytes}")
+    if content.pressure.pending_bytes != sum(state.extra_bytes for state in content.states.values()):
+        problems.append("I-18: the account of pending bytes does not add up")
+    return problems
+
+
+def _check_slots(content: Content, ino: InodeNo) -> list[str]:
+    state = content.states[ino]
+    problems = []
+    for index, slot in state.slots.items():
+        where = f"inode {ino} chunk {index}"
+        if slot.promised and not (slot.present and slot.location is not None):
+            problems.append(f"I-3: {where} is promised but not clean")
+        if slot.location is None and not slot.present:
+            problems.append(f"I-1: {where} is dirty but not here")
+        if slot.location is None and slot.committed != slot.version and not slot.pending:
+            problems.append(f"I-12: {where} will never reach its row")
+        if slot.length_bytes > CHUNK_SIZE_BYTES:
+            problems.append(f"{where} has {slot.length_bytes} bytes")
+    if not state.users and not state.is_pending:
+        problems.append(f"inode {ino} is kept in memory for nothing")
+    return problems
+
+
+def _check_row(content: Content, ino: InodeNo, row: ChunkRow) -> list[str]:
+    """Check one committed row against the local file."""
+    where = f"inode {ino} chunk {row.index}"
+    if row.held is None:
+        return []
+    file = content.files.get(ino)
+    if file is None:
+        return [f"I-3: {where} is held but there is no local file"]
+    if row.held.dirty:
+        return [] if file.in_state else [f"I-13: {where} is dirty in the cache folder"]
+    assert row.location is not None, f"I-1: {where} is clean without location"
+    if content.is_unverified(row.held.tick):
+        return []
+    data = os.pread(file.fd, row.held.length_bytes, row.index * CHUNK_SIZE_BYTES)
+    if content.digest(data.ljust(row.held.length_bytes, b"\0")) != row.location.digest:
+        return [f"I-3: {where} is held as clean with other bytes than its version has"]
+    return []

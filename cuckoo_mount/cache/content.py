@@ -1,0 +1,387 @@
+"""Bytes of files: read, write and truncate over local files and clouds.
+
+Used by chunkcache.py.  Loop only; the rules are those of docs/concurrency.md: a write is one synchronous step after
+its preparation, a read waits for absent chunks and looks again, a fetch lands only where a chunk is still absent.
+Invariants: I-2, I-3, I-4, I-7.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from cuckoo_mount.cache.files import LocalFile, LocalFiles
+from cuckoo_mount.cache.frozen import Frozen, FrozenChunks
+from cuckoo_mount.cache.pressure import Pressure
+from cuckoo_mount.cache.sparse import punch_hole, pwrite_all
+from cuckoo_mount.cache.state import (
+    WINDOW_CHUNKS,
+    Base,
+    FileState,
+    Slot,
+    chunk_spans,
+    slot_from_row,
+)
+from cuckoo_mount.cache.versions import VersionNumbers
+from cuckoo_mount.errors import DataUnavailable
+from cuckoo_mount.locks import SingleFlight
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo, Location, VersionNo
+
+log = logging.getLogger(__name__)
+
+
+class ChunkReader(Protocol):
+    """Where absent chunks come from."""
+
+    async def read(self, location: Location) -> bytes:
+        """Return the plain bytes stored at `location`, verified.  Raises: DataUnavailable, DataTimeout."""
+
+
+class Content:
+    """All files' content.  One instance per mounted drive."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        files: LocalFiles,
+        reader: ChunkReader,
+        pressure: Pressure,
+        *,
+        digest: Callable[[bytes], bytes],
+        aside_folder: Path,
+        boot_tick: int,
+        unverified_tick: int,
+    ) -> None:
+        self.metadata: Final = metadata
+        self.files: Final = files
+        self.pressure: Final = pressure
+        self.states: dict[InodeNo, FileState] = {}
+        self.frozen: Final = FrozenChunks(files, aside_folder)
+        self.versions: Final = VersionNumbers(metadata)
+        self.evicting: set[tuple[InodeNo, ChunkIndex]] = set()
+        self.touched: set[tuple[InodeNo, ChunkIndex]] = set()
+        self.hits = 0
+        self.misses = 0
+        self._reader = reader
+        self.digest = digest
+        self._boot_tick = boot_tick
+        self._unverified_tick = unverified_tick
+        self._started = time.monotonic()
+        self._flights: SingleFlight[tuple[InodeNo, ChunkIndex, VersionNo], None] = SingleFlight()
+
+    def is_unverified(self, tick: int) -> bool:
+        """Return whether a clean chunk last used at `tick` must be verified first (I-4)."""
+        return tick <= self._unverified_tick
+
+    @property
+    def tick(self) -> int:
+        """The time stamp of use for chunks touched now (metadata/schema.py)."""
+        return self._boot_tick + int(time.monotonic() - self._started)
+
+    # No checkpoint from here to the next comment: what these do is one step with the look of their caller.
+
+    def _make_dirty(self, state: FileState, file: LocalFile, index: ChunkIndex, start: int) -> None:
+        """Prepare chunk `index` for bytes to be written from `start` on: version, base, zeros before `start`."""
+        self.frozen.copy_aside(state.ino, (index,))
+        self.evicting.discard((state.ino, index))
+        slot = state.slots.get(index)
+        if slot is None:
+            slot = state.slots[index] = Slot(
+                version=self.versions.take(),
+                location=None,
+                present=True,
+                promised=False,
+                length_bytes=0,
+                committed=None,
+                pending=True,
+            )
+        elif slot.location is not None:
+            assert not slot.promised, "a promised chunk is written"
+            if not slot.present:
+                slot.base = Base(slot.version, slot.location, slot.length_bytes, [])
+            self.renew(state, slot)
+        else:
+            frozen = self.frozen.get(state.ino, index)
+            if frozen is not None and frozen.version == slot.version:
+                self.renew(state, slot)
+        if start > slot.length_bytes:
+            punch_hole(file.fd, index * CHUNK_SIZE_BYTES + slot.length_bytes, start - slot.length_bytes)
+
+    def renew(self, state: FileState, slot: Slot) -> None:
+        """Give the slot a new, dirty, pending version."""
+        slot.version = self.versions.take()
+        slot.location = None
+        slot.present = True
+        slot.pending = True
+        self.account(state, slot.length_bytes)
+
+    def account(self, state: FileState, more_bytes: int) -> None:
+        """Count bytes that are in a local file but not yet in a row."""
+        state.extra_bytes += more_bytes
+        self.pressure.pending_bytes += more_bytes
+
+    def settle_account(self, state: FileState) -> None:
+        """Count again what of the file is not in a row: after rows were written, cut or removed."""
+        extra = 0
+        if not state.removed:
+            extra = sum(s.length_bytes for s in state.slots.values() if s.pending and s.committed != s.version)
+        self.account(state, extra - state.extra_bytes)
+
+    def freeze(self, frozen: Frozen) -> None:
+        """Promise that a version's bytes can be read until it is thawed; the caller reserved a version number."""
+        self.frozen.add(frozen)
+        state = self.states.get(frozen.ino)
+        slot = state.slots.get(frozen.index) if state is not None else None
+        if state is not None and slot is not None and slot.pending and slot.version == frozen.version:
+            # It grew since its row was written: what is pending belongs to a new version, the row's length to this one.
+            self.renew(state, slot)
+
+    def _needed(self, state: FileState, spans: list[tuple[ChunkIndex, int, int]]) -> list[ChunkIndex]:
+        """Return the chunks without which these spans cannot be read."""
+        needed = []
+        for index, start, end in spans:
+            slot = state.slots.get(index)
+            if slot is None or start >= slot.length_bytes:
+                continue
+            absent = not slot.present or slot.unverified
+            if absent or (slot.base is not None and slot.base.missing(start, end)):
+                needed.append(index)
+        return needed
+
+    def _gather(
+        self, state: FileState, spans: list[tuple[ChunkIndex, int, int]], offset: int, size_bytes: int
+    ) -> bytes:
+        """Return bytes all of which are here: one pread where chunks are whole, zeros where they are not."""
+        file = self.files.get(state.ino)
+        slots = [state.slots.get(index) for index, _, _ in spans]
+        if file is not None and all(
+            slot is not None and slot.length_bytes >= end for slot, (_, _, end) in zip(slots, spans, strict=True)
+        ):
+            data = os.pread(file.fd, size_bytes, offset)
+            return data if len(data) == size_bytes else data.ljust(size_bytes, b"\0")
+        parts = []
+        for slot, (index, start, end) in zip(slots, spans, strict=True):
+            valid = 0 if slot is None else max(0, min(end, slot.length_bytes) - start)
+            if valid and file is None:
+                raise DataUnavailable(f"the local file of inode {state.ino} is gone; restore it or remove the file")
+            data = os.pread(file.fd, valid, index * CHUNK_SIZE_BYTES + start) if valid and file is not None else b""
+            parts.append(data.ljust(end - start, b"\0"))
+        return b"".join(parts)
+
+    # Checkpoints are possible again.
+
+    async def open(self, ino: InodeNo, *, writing: bool) -> FileState:
+        """Return the file's state, to be given back by `release`.  Raises: StaleInode."""
+        state = self.states.get(ino)
+        if state is not None:
+            state.users += 1
+        else:
+            state = self.states[ino] = FileState(ino, -1, users=1)
+        try:
+            if state.size_bytes < 0:
+                async with state.rows_lock:
+                    if state.size_bytes < 0:
+                        state.size_bytes = (await self.metadata.get_inode(ino)).size_bytes
+        except BaseException:
+            self.release(state, writing=False)
+            raise
+        state.writers += writing
+        return state
+
+    def adopt_new(self, inode: Inode) -> FileState:
+        """Return the state of a file made just now: nothing to load."""
+        state = self.states[inode.ino] = FileState(inode.ino, 0, users=1, writers=1)
+        state.windows[0] = None
+        return state
+
+    def release(self, state: FileState, *, writing: bool) -> None:
+        """Give back what `open` returned; pending changes stay until they are in the metadata."""
+        state.users -= 1
+        state.writers -= writing
+        self.forget_idle(state)
+
+    def forget_idle(self, state: FileState) -> None:
+        """Drop the state if nobody uses it and nothing in it is pending."""
+        if not state.users and (not state.is_pending or state.removed) and self.states.get(state.ino) is state:
+            del self.states[state.ino]
+
+    async def load(self, state: FileState, first: ChunkIndex, last: ChunkIndex) -> None:
+        """Return when the rows first…last are in memory."""
+        while not state.is_loaded(first, last):
+            async with state.rows_lock:
+                state.forget_windows()
+                for number in range(first // WINDOW_CHUNKS, last // WINDOW_CHUNKS + 1):
+                    if number not in state.windows:
+                        await self._load_window(state, number)
+
+    async def _load_window(self, state: FileState, number: int) -> None:
+        low = ChunkIndex(number * WINDOW_CHUNKS)
+        rows = await self.metadata.chunk_rows(state.ino, low, ChunkIndex(low + WINDOW_CHUNKS - 1))
+        for row in rows:
+            if row.index not in state.slots:
+                state.slots[row.index] = slot_from_row(row, self._unverified_tick)
+        state.windows[number] = None
+
+    async def read(self, state: FileState, offset: int, size_bytes: int) -> bytes:
+        """Return up to `size_bytes` bytes from `offset`, fewer only at the end of the file.
+
+        Checkpoint only if something must be fetched.  Raises: DataUnavailable, DataTimeout.
+        """
+        missed = False
+        while True:
+            size_bytes = min(size_bytes, state.size_bytes - offset)
+            if size_bytes <= 0:
+                return b""
+            spans = chunk_spans(offset, size_bytes)
+            await self.load(state, spans[0][0], spans[-1][0])
+            needed = self._needed(state, spans)
+            if not needed:
+                self.hits += not missed
+                self.touched.update((state.ino, index) for index, _, _ in spans)
+                return self._gather(state, spans, offset, size_bytes)
+            missed = True
+            for index in needed:
+                await self.bring(state, index)
+
+    async def bring(self, state: FileState, index: ChunkIndex) -> None:
+        """Fetch or verify one chunk; return when it was tried (the caller looks again).  Raises: DataUnavailable, …"""
+        slot = state.slots.get(index)
+        if slot is None:
+            return
+        if slot.unverified:
+            async with state.rows_lock:
+                await self._verify(state, index)
+            return
+        if not slot.present and slot.location is not None:
+            version, location = slot.version, slot.location
+        elif slot.base is not None:
+            version, location = slot.base.version, slot.base.location
+        else:
+            return
+        self.misses += 1
+        await self._flights.run((state.ino, index, version), lambda: self._fetch(state, index, version, location))
+
+    async def _fetch(self, state: FileState, index: ChunkIndex, version: VersionNo, location: Location) -> None:
+        data = await self._reader.read(location)
+        await self.pressure.admit(len(data))
+        async with state.rows_lock:
+            file = await self._landing_file(state)
+            slot = state.slots.get(index)
+            if slot is None or state.removed:
+                return
+            start = index * CHUNK_SIZE_BYTES
+            if slot.version == version and not slot.present:
+                self.evicting.discard((state.ino, index))
+                pwrite_all(file.fd, data[: slot.length_bytes], start)
+                slot.present = slot.promised = True
+                await self.metadata.add_held(state.ino, [(index, version, slot.length_bytes)], self.tick)
+            elif slot.base is not None and slot.base.version == version:
+                for low, high in slot.base.missing(0, slot.base.size_bytes):
+                    pwrite_all(file.fd, memoryview(data)[low:high], start + low)
+                slot.base = None
+                slot.pending = True
+                state.serial += 1
+
+    async def _landing_file(self, state: FileState) -> LocalFile:
+        """Return the file to write fetched bytes into; the caller holds the rows lock."""
+        file = self.files.get(state.ino)
+        while file is not None and file.moving is not None:
+            await file.moving.wait()
+            file = self.files.get(state.ino)
+        if file is None:
+            await self.lose_clean(state)
+            file = self.files.create(state.ino, in_state=await self.metadata.has_dirty(state.ino))
+        return file
+
+    async def lose_clean(self, state: FileState) -> None:
+        """Account for a local file that is not there: what was clean in it is absent.  The caller holds the rows
+        lock."""
+        lost = [slot for slot in state.slots.values() if slot.is_clean]
+        for slot in lost:
+            slot.present = slot.promised = slot.unverified = False
+        await self.metadata.drop_held_files([state.ino])
+        await self.metadata.commit()
+
+    async def _verify(self, state: FileState, index: ChunkIndex) -> None:
+        """Compare a chunk from before a power cut with its digest (I-4).  The caller holds the rows lock."""
+        slot = state.slots.get(index)
+        if slot is None or not slot.unverified:
+            return
+        assert slot.location is not None, "only clean chunks are unverified"
+        file = self.files.get(state.ino)
+        data = os.pread(file.fd, slot.length_bytes, index * CHUNK_SIZE_BYTES) if file is not None else b""
+        slot.unverified = False
+        if self.digest(data) == slot.location.digest:
+            await self.metadata.touch_held([(state.ino, index)], self.tick)
+            return
+        log.warning(
+            "inode %d chunk %d: the local copy is older or newer than its record; fetching it again", state.ino, index
+        )
+        slot.present = slot.promised = False
+        await self.metadata.drop_held([(state.ino, index)])
+        await self.metadata.commit()
+
+    async def write(self, state: FileState, offset: int, data: bytes) -> None:
+        """Put `data` at `offset`; visible to reads when this returns, durable after `Checkpointer.sync_file`.
+
+        Never waits for a cloud, apart from the throttle (pressure.py).  Raises: NoSpace; OSError of the local disk
+        (some bytes may then have changed).
+        """
+        await self.pressure.admit(len(data))
+        spans = chunk_spans(offset, len(data))
+        if not spans:
+            return
+        while True:
+            await self.load(state, spans[0][0], spans[-1][0])
+            if not self.versions.has(len(spans)):
+                await self.versions.reserve(len(spans))
+                continue
+            file = self.files.get(state.ino)
+            if file is None or not file.in_state or file.moving is not None:
+                await self.prepare_file(state)
+                continue
+            promised = [index for index, _, _ in spans if (slot := state.slots.get(index)) and slot.promised]
+            if not promised:
+                break
+            await self.unpromise(state, promised)
+        # No checkpoint until the end.
+        for index, start, _ in spans:
+            self._make_dirty(state, file, index, start)
+        state.note_change(time.time_ns())
+        pwrite_all(file.fd, data, offset)
+        for index, start, end in spans:
+            slot = state.slots[index]
+            growth = end - slot.length_bytes
+            if growth > 0:
+                self.account(state, growth)
+                slot.pending = True
+            slot.note_written(start, end)
+        state.size_bytes = max(state.size_bytes, offset + len(data))
+
+    async def prepare_file(self, state: FileState) -> None:
+        """Return when the file exists in the state folder."""
+        async with state.rows_lock:
+            file = self.files.get(state.ino)
+            if file is None:
+                await self.lose_clean(state)
+                if self.files.get(state.ino) is None:
+                    self.files.create(state.ino, in_state=True)
+            else:
+                await self.files.to_state(file)
+
+    async def unpromise(self, state: FileState, indexes: list[ChunkIndex]) -> None:
+        """Take back, committed, that these chunks are held clean: their bytes are about to change (I-3)."""
+        async with state.rows_lock:
+            for index in indexes:
+                await self._verify(state, index)
+            held = [index for index in indexes if (slot := state.slots.get(index)) and slot.promised]
+            if held:
+                await self.metadata.drop_held([(state.ino, index) for index in held])
+                await self.metadata.commit()
+            for index in held:
+                state.slots[index].promised = False

@@ -1,0 +1,205 @@
+"""The local files: one sparse file per inode, in the state folder while anything in it is unsent, else in the cache
+folder.
+
+Used by the rest of cache/.  Loop thread only; calls are short local system calls, except `to_state`/`to_cache` across
+file systems and `sync`, which go to threads.  Descriptors are kept open up to a bound, least recently used first out.
+A chunk lies at its own offset, so one pread serves neighbouring chunks.
+Invariants: I-13 (dirty files in the state folder), I-19 (unknown files are removed at mount).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import define
+
+from cuckoo_mount.cache.sparse import sync_file_system
+from cuckoo_mount.types import InodeNo
+
+MAX_OPEN_FILES: Final = 400
+FEW_FILES: Final = 8
+"""Up to this many files are synced one by one; for more, one syncfs is cheaper (docs/measurements.md)."""
+_FOLDERS: Final = 256
+
+
+@define(slots=True, eq=False)
+class LocalFile:
+    """One open local file.
+
+    `pins` > 0: a thread uses the descriptor, it must stay open.  `moving`: it is being copied to the other file
+    system, nobody may write to it before that event.
+    """
+
+    ino: InodeNo
+    fd: int
+    in_state: bool
+    pins: int = 0
+    moving: trio.Event | None = None
+
+
+class LocalFiles:
+    """All local files of a drive."""
+
+    def __init__(self, state_folder: Path, cache_folder: Path) -> None:
+        self._state = state_folder
+        self._cache = cache_folder
+        self._open: OrderedDict[InodeNo, LocalFile] = OrderedDict()
+        for folder in (state_folder, cache_folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for number in range(_FOLDERS):
+                (folder / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
+        self._state_fd = os.open(state_folder, os.O_RDONLY | os.O_DIRECTORY)
+        self.same_file_system: Final = os.stat(state_folder).st_dev == os.stat(cache_folder).st_dev
+
+    def path(self, ino: InodeNo, *, in_state: bool) -> str:
+        """Return where the inode's file lies, or would lie, in the state or the cache folder."""
+        return f"{self._state if in_state else self._cache}/{ino % _FOLDERS:02x}/{ino:x}"
+
+    def get(self, ino: InodeNo) -> LocalFile | None:
+        """Return the inode's file, opened, or None if it has none."""
+        file = self._open.get(ino)
+        if file is not None:
+            self._open.move_to_end(ino)
+            return file
+        for in_state in (True, False):
+            try:
+                fd = os.open(self.path(ino, in_state=in_state), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            return self._keep(LocalFile(ino, fd, in_state))
+        return None
+
+    def create(self, ino: InodeNo, *, in_state: bool) -> LocalFile:
+        """Make the inode's file, which must not exist."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return self._keep(LocalFile(ino, os.open(self.path(ino, in_state=in_state), flags, 0o600), in_state))
+
+    def _keep(self, file: LocalFile) -> LocalFile:
+        self._open[file.ino] = file
+        if len(self._open) > MAX_OPEN_FILES:
+            for ino, old in self._open.items():
+                if not old.pins and old is not file:
+                    del self._open[ino]
+                    os.close(old.fd)
+                    break
+        return file
+
+    async def to_state(self, file: LocalFile) -> None:
+        """Bring the file into the state folder, before its first dirty byte.  Checkpoint only across file systems."""
+        await self._move(file, in_state=True)
+
+    async def to_cache(self, file: LocalFile) -> None:
+        """Bring the file into the cache folder; nothing in it is dirty and that is durable."""
+        await self._move(file, in_state=False)
+
+    async def _move(self, file: LocalFile, *, in_state: bool) -> None:
+        if file.in_state == in_state:
+            return
+        source, target = self.path(file.ino, in_state=not in_state), self.path(file.ino, in_state=in_state)
+        if self.same_file_system:
+            os.rename(source, target)
+            file.in_state = in_state
+            return
+        if file.moving is not None:
+            await file.moving.wait()
+            return
+        file.moving = trio.Event()
+        file.pins += 1
+        try:
+            await trio.to_thread.run_sync(_copy_sparse, source, target)
+            fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(fd, file.fd, inheritable=False)
+            os.close(fd)
+            os.unlink(source)
+            file.in_state = in_state
+        finally:
+            file.pins -= 1
+            file.moving.set()
+            file.moving = None
+
+    def remove(self, ino: InodeNo) -> None:
+        """Delete the inode's file; none is no error.  The commit that stopped referring to it is durable (I-5)."""
+        file = self._open.pop(ino, None)
+        if file is not None:
+            if file.pins:
+                self._open[ino] = file
+                raise AssertionError(f"local file of inode {ino} is removed while a thread uses it")
+            os.close(file.fd)
+        for in_state in (True, False):
+            try:
+                os.unlink(self.path(ino, in_state=in_state))
+            except FileNotFoundError:
+                continue
+
+    async def sync(self, files: Sequence[LocalFile]) -> None:
+        """Return when the bytes written to these files are on the disk.  Checkpoint; cannot be cancelled meanwhile.
+
+        Raises: OSError as fdatasync(2).
+        """
+        if not files:
+            await trio.lowlevel.checkpoint()
+            return
+        for file in files:
+            file.pins += 1
+        try:
+            await trio.to_thread.run_sync(_sync_each, [file.fd for file in files])
+        finally:
+            for file in files:
+                file.pins -= 1
+
+    async def sync_all(self) -> None:
+        """Return when everything written to the state folder's file system is on the disk.  Raises: OSError."""
+        await trio.to_thread.run_sync(sync_file_system, self._state_fd)
+
+    def inodes(self, *, in_state: bool) -> Iterator[InodeNo]:
+        """Yield the inode number of every local file in the state or the cache folder; other files are skipped."""
+        base = self._state if in_state else self._cache
+        for number in range(_FOLDERS):
+            with os.scandir(base / f"{number:02x}") as entries:
+                for entry in entries:
+                    try:
+                        yield InodeNo(int(entry.name, 16))
+                    except ValueError:
+                        continue
+
+    def close(self) -> None:
+        """Close all descriptors.  May be called twice."""
+        for file in self._open.values():
+            os.close(file.fd)
+        self._open.clear()
+        if self._state_fd >= 0:
+            os.close(self._state_fd)
+            self._state_fd = -1
+
+
+def _sync_each(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        os.fdatasync(fd)
+
+
+def _copy_sparse(source: str, target: str) -> None:
+    """Copy with holes kept, durable, visible under its name only when complete."""
+    temporary = f"{target}.copying"
+    with open(source, "rb") as reader, open(temporary, "wb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        position = 0
+        while position < size:
+            try:
+                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                break
+            position = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+            reader.seek(start)
+            writer.seek(start)
+            while (left := position - reader.tell()) > 0:
+                writer.write(reader.read(min(left, 1 << 20)))
+        writer.truncate(size)
+        writer.flush()
+        os.fsync(writer.fileno())
+    shutil.move(temporary, target)

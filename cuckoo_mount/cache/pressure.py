@@ -1,0 +1,103 @@
+"""How full the cache is, and how writers are slowed: hard limit, soft limit, floor of free disk space.
+
+Used by content.py (before each WRITE), eviction.py and writeback.py.  Loop only.
+
+    0 ───────── low water 80 % ─── high water 90 % ─── limit ─── limit + overshoot
+       free use      eviction stops     eviction starts   writers wait    NoSpace after the wait
+
+A writer above the limit waits for room while there is progress (something was evicted or sent), at most `STALL_S`
+without any.
+Then it goes on up to the overshoot, which is what the kernel may hold dirty anyway, and above that gets NoSpace: the
+kernel reports it at fsync or close.  Creating files stops at the limit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import field, frozen, validators
+
+from cuckoo_mount.errors import NoSpace
+from cuckoo_mount.locks import Pulse
+
+STALL_S: Final = 5.0
+LOW_WATER: Final = 0.8
+HIGH_WATER: Final = 0.9
+_DISK_CHECK_BYTES: Final = 16 << 20
+
+
+@frozen(slots=True)
+class CacheLimits:
+    """`limit_bytes` bounds what is held, `overshoot_bytes` what unsent data may add to it; the disk keeps
+    `floor_bytes` free."""
+
+    limit_bytes: int = field(default=10 << 30, validator=validators.ge(16 << 20))
+    overshoot_bytes: int = field(default=128 << 20, validator=validators.ge(0))
+    floor_bytes: int = field(default=256 << 20, validator=validators.ge(0))
+
+
+class Pressure:
+    """The account.  `held_bytes` tells what the metadata counts, `pending_bytes` is kept here."""
+
+    def __init__(self, limits: CacheLimits, folder: Path, held_bytes: Callable[[], int]) -> None:
+        self.limits: Final = limits
+        self.pending_bytes = 0
+        self.room = Pulse()
+        self.need = trio.Event()
+        self._folder = folder
+        self._held_bytes = held_bytes
+        self._since_disk_check = _DISK_CHECK_BYTES
+        self._disk_is_low = False
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in local files, as far as they are accounted for."""
+        return self._held_bytes() + self.pending_bytes
+
+    @property
+    def is_high(self) -> bool:
+        """Whether eviction should start."""
+        return self.used_bytes > self.limits.limit_bytes * HIGH_WATER or self._disk_is_low
+
+    @property
+    def excess_bytes(self) -> int:
+        """How much should be evicted to come down to the low water."""
+        excess = self.used_bytes - int(self.limits.limit_bytes * LOW_WATER)
+        return max(excess, _DISK_CHECK_BYTES if self._disk_is_low else 0)
+
+    def _is_over(self, more_bytes: int) -> bool:
+        self._since_disk_check += more_bytes
+        if self._since_disk_check >= _DISK_CHECK_BYTES or self._disk_is_low:
+            self._since_disk_check = 0
+            self.check_disk()
+        return self._disk_is_low or self.used_bytes + more_bytes > self.limits.limit_bytes
+
+    def check_disk(self) -> None:
+        """Look at the free space of the local disk."""
+        status = os.statvfs(self._folder)
+        self._disk_is_low = status.f_bavail * status.f_frsize < self.limits.floor_bytes
+
+    async def admit(self, more_bytes: int, *, creating: bool = False) -> None:
+        """Return when `more_bytes` may be added; no checkpoint when there is room.
+
+        Raises: NoSpace when nothing made room for `STALL_S` and the overshoot is used up (or a file is to be created).
+        """
+        if self.is_high:
+            self.need.set()
+        while self._is_over(more_bytes):
+            self.need.set()
+            with trio.move_on_after(STALL_S) as stalled:
+                await self.room.wait()
+            if stalled.cancelled_caught:
+                top = self.limits.limit_bytes + self.limits.overshoot_bytes
+                if creating or self._disk_is_low or self.used_bytes + more_bytes > top:
+                    raise NoSpace("the cache is full of data that no cloud has taken yet")
+                return
+
+    def made_progress(self) -> None:
+        """Something was evicted, sent or deleted: writers look again."""
+        self.room.beat()

@@ -1,0 +1,203 @@
+"""The file system: a file is a row of chunks, a directory a set of names.  Knows nothing of FUSE.
+
+Used by fuse/ and pyfs.py.  Loop only.  No call but `read` ever waits for a cloud; `sync_file` and shrinking wait for
+the local disk.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.errors import DataTimeout, FileTooBig, InvalidArgument, IsADirectory, NotADirectory, StaleInode
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.parted.handles import DirectoryHandle, FileHandle, HandleTable
+from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set_id
+from cuckoo_mount.types import SIZE_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
+
+DEADLINE_S: Final = 60.0
+MAX_WAITING_READS: Final = 48
+"""Reads that wait for a cloud, of pyfuse3's 99 task slots: the others keep answering what is here."""
+DAY_NS: Final = 24 * 3600 * 10**9
+
+
+@frozen(slots=True)
+class SpaceLeft:
+    """What can be stored, in bytes."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+class PartedFS:
+    """One drive's files."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        cache: ChunkCache,
+        *,
+        space: Callable[[], Awaitable[SpaceLeft]],
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self._metadata = metadata
+        self._cache = cache
+        self._space = space
+        self._deadline_s = deadline_s
+        self._waiting = trio.CapacityLimiter(MAX_WAITING_READS)
+        self.tree: Final = Tree(metadata, cache)
+        self.handles: Final = HandleTable()
+        self.on_mode_change: Callable[[InodeNo], None] = lambda ino: None
+
+    async def create(self, parent: InodeNo, name: bytes, mode: int, caller: Caller) -> tuple[int, Inode]:
+        """Make a regular file and open it; return (handle, node).  Raises: AlreadyExists, NotFound, NoSpace, …"""
+        inode = await self.tree.make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        state = self._cache.open_new(inode)
+        self.tree.references.add(inode.ino)
+        return self.handles.add_file(FileHandle(state, writing=True, drops_privileges=_has_set_id(inode.mode))), inode
+
+    async def open(self, ino: InodeNo, flags: int) -> int:
+        """Open a regular file with open(2)'s flags (O_TRUNC included); return its handle.  Raises: StaleInode, …"""
+        inode = await self._metadata.get_inode(ino)
+        if stat.S_ISDIR(inode.mode):
+            raise IsADirectory("open of a directory")
+        writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        state = await self._cache.open(ino, writing=writing)
+        self.tree.references.add(ino)
+        handle = FileHandle(state, writing=writing, drops_privileges=writing and _has_set_id(inode.mode))
+        number = self.handles.add_file(handle)
+        if flags & os.O_TRUNC and state.size_bytes:
+            try:
+                await self._resize(handle, 0)
+            except BaseException:
+                await self.release(number)
+                raise
+        return number
+
+    async def read(self, number: int, offset: int, size_bytes: int) -> bytes:
+        """Return up to `size_bytes` bytes, fewer only at the end of the file.
+
+        Waits for clouds up to the deadline.  Raises: DataUnavailable, DataTimeout, InvalidArgument.
+        """
+        handle = self.handles.file(number)
+        if not handle.was_read:
+            handle.was_read = True
+            await self._note_access(handle.state.ino)
+        with trio.move_on_after(self._deadline_s):
+            return await self._cache.read(handle.state, offset, size_bytes)
+        raise DataTimeout(f"inode {handle.state.ino}: the bytes did not arrive within {self._deadline_s:g} s")
+
+    async def _note_access(self, ino: InodeNo) -> None:
+        """Move atime as mount option relatime does."""
+        inode = await self._metadata.get_inode(ino)
+        now_ns = time.time_ns()
+        if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > DAY_NS:
+            await self._metadata.change_inode(ino, InodeChanges(atime_ns=now_ns))
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Put `data` at `offset` (also for O_APPEND files: who calls knows the end); return its length.
+
+        Raises: NoSpace, FileTooBig, InvalidArgument, OSError of the local disk.
+        """
+        handle = self.handles.file(number)
+        if offset + len(data) > SIZE_MAX_BYTES:
+            raise FileTooBig(f"a file has at most {SIZE_MAX_BYTES} bytes")
+        if handle.drops_privileges:
+            handle.drops_privileges = False
+            await self._drop_privileges(handle.state.ino)
+        await self._cache.write(handle.state, offset, data)
+        return len(data)
+
+    async def _drop_privileges(self, ino: InodeNo) -> None:
+        inode = await self._metadata.get_inode(ino)
+        if without_set_id(inode.mode) != inode.mode:
+            await self._metadata.change_inode(ino, InodeChanges(mode=without_set_id(inode.mode)))
+            self.on_mode_change(ino)
+
+    async def release(self, number: int) -> None:
+        """Close a file's handle.  Its bytes are kept whether or not a flush ever came."""
+        handle = self.handles.remove_file(number)
+        self._cache.release(handle.state, writing=handle.writing)
+        await self.tree.forget(handle.state.ino, 1)
+
+    async def sync_file(self, number: int) -> None:
+        """Return when the file's bytes, attributes and names survive a power cut of this machine.  Raises: OSError."""
+        await self._cache.sync_file(self.handles.file(number).state)
+        await self._cache.make_durable()
+
+    async def sync_directory(self, number: int) -> None:
+        """Return when the directory's names survive a power cut of this machine."""
+        self.handles.directory(number)
+        await self._cache.make_durable()
+
+    async def set_attributes(self, ino: InodeNo, request: AttributeRequest, size_bytes: int | None) -> Inode:
+        """Change attributes, and first the size if given; return the node.  Raises: StaleInode, InvalidArgument, …"""
+        if size_bytes is not None:
+            inode = await self._metadata.get_inode(ino)
+            if not stat.S_ISREG(inode.mode):
+                raise InvalidArgument("only a regular file has a size")
+            if not 0 <= size_bytes <= SIZE_MAX_BYTES:
+                raise FileTooBig(f"a file has at most {SIZE_MAX_BYTES} bytes")
+            await self._truncate(inode, size_bytes)
+            if request == AttributeRequest():
+                return await self.tree.inode(ino)
+        return await self.tree.set_attributes(ino, request)
+
+    async def _truncate(self, inode: Inode, size_bytes: int) -> None:
+        state = await self._cache.open(inode.ino, writing=True)
+        handle = FileHandle(state, writing=True, drops_privileges=_has_set_id(inode.mode))
+        try:
+            await self._resize(handle, size_bytes)
+        finally:
+            self._cache.release(state, writing=True)
+
+    async def _resize(self, handle: FileHandle, size_bytes: int) -> None:
+        if handle.drops_privileges:
+            handle.drops_privileges = False
+            await self._drop_privileges(handle.state.ino)
+        await self._cache.set_size(handle.state, size_bytes, time.time_ns())
+
+    async def open_directory(self, ino: InodeNo) -> int:
+        """Open a directory; return its handle.  Raises: NotADirectory, StaleInode."""
+        inode = await self._metadata.get_inode(ino)
+        if not stat.S_ISDIR(inode.mode):
+            raise NotADirectory("opendir of something else")
+        self.tree.references.add(ino)
+        return self.handles.add_directory(DirectoryHandle(ino))
+
+    async def read_directory(self, number: int, after_cookie: int, limit: int) -> list[DirectoryEntry]:
+        """Return up to `limit` entries behind `after_cookie` (0: from the start), `.` and `..` included.
+
+        Cookies stay valid while names come and go: no entry that stays is skipped or seen twice.
+        """
+        ino = self.handles.directory(number).ino
+        found: list[DirectoryEntry] = []
+        if after_cookie < 2:
+            here = await self.tree.inode(ino)
+            try:
+                above = await self._metadata.get_parent(ino)
+            except StaleInode:
+                above = here
+            found = [
+                e for e in (DirectoryEntry(1, b".", here), DirectoryEntry(2, b"..", above)) if e.cookie > after_cookie
+            ]
+        return found + await self.tree.entries(ino, max(after_cookie, 2), limit)
+
+    async def release_directory(self, number: int) -> None:
+        """Close a directory's handle."""
+        await self.tree.forget(self.handles.remove_directory(number).ino, 1)
+
+    async def space(self) -> SpaceLeft:
+        """Return what can still be stored.  Never waits for a cloud."""
+        return await self._space()
+
+
+def _has_set_id(mode: int) -> bool:
+    return without_set_id(mode) != mode

@@ -1,0 +1,172 @@
+"""A drive's lower half in one process, without FUSE and without worker processes: for tests of cache and parted.
+
+Everything is real (SQLite, local files, packs, a folder as cloud) but the pool, which runs jobs in threads of this
+process and can be held, so that a test can act while a pack is being sealed or stored.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from attrs import define, field
+
+from cuckoo_mount.cache.chunkcache import CacheLimits, ChunkCache, open_session
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.identity import write_identity
+from cuckoo_mount.clouds.registry import open_cloud
+from cuckoo_mount.layers.keys import DriveKeys
+from cuckoo_mount.metadata.store import SqliteMetadata, create_store, open_store
+from cuckoo_mount.multi.health import Health
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.records import CloudEntry
+from cuckoo_mount.packs.reader import PackReader
+from cuckoo_mount.packs.writer import PackWriter
+from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
+from cuckoo_mount.types import CloudName
+
+T = TypeVar("T")
+
+
+class _Crash(Exception):
+    """Ends `opened` without saving."""
+
+
+def _copy_sparse(source: str, target: str) -> None:
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
+
+
+@define(eq=False)
+class HeldPool:
+    """A pool whose jobs wait while `hold` was called; runs them in threads."""
+
+    _open: trio.Event = field(factory=trio.Event)
+    waiting: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._open.set()
+
+    def hold(self) -> None:
+        """Let no more jobs start."""
+        if self._open.is_set():
+            self._open = trio.Event()
+
+    def let_go(self) -> None:
+        """Start what waits."""
+        self._open.set()
+
+    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
+        """Return function(*args), run in a thread.  Checkpoint."""
+        self.waiting += 1
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
+        return await trio.to_thread.run_sync(function, *args)
+
+
+@define(eq=False)
+class Rig:
+    """What the tests act on."""
+
+    metadata: SqliteMetadata
+    cache: ChunkCache
+    filesystem: PartedFS
+    multifs: MultiFS
+    pool: HeldPool
+
+
+@define(eq=False)
+class RigPlace:
+    """Folders and keys of a drive that is opened several times."""
+
+    root: Path
+    drive_id: bytes = field(factory=lambda: secrets.token_bytes(16))
+    cloud_id: bytes = field(factory=lambda: secrets.token_bytes(16))
+    drive_key: bytes = field(factory=lambda: secrets.token_bytes(32))
+
+    @property
+    def cloud_folder(self) -> Path:
+        """Where the packs go."""
+        return self.root / "cloud"
+
+    @property
+    def state_folder(self) -> Path:
+        """Metadata and everything unsent."""
+        return self.root / "state"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Clean chunks."""
+        return self.root / "cache"
+
+    @asynccontextmanager
+    async def opened(self, limits: CacheLimits, *, crash: bool = False) -> AsyncIterator[Rig]:
+        """Open the drive.  `crash`: at the end nothing is saved, as after kill -9."""
+        settings = CloudSettings(name="local", url=str(self.cloud_folder))
+        metadata = await self._metadata(settings)
+        ticks = await open_session(metadata, state_folder=self.state_folder, cache_folder=self.cache_folder)
+        pool, keys = HeldPool(), DriveKeys(self.drive_key)
+        entry = CloudEntry(settings=settings, cloud_id=self.cloud_id)
+        multifs = MultiFS({CloudName("local"): entry}, pool, Health(), self.drive_id)
+        await multifs.probe()
+        staging = self.root / "state" / "staging"
+        writer = PackWriter(metadata, multifs, pool, keys, staging, drive_id=self.drive_id, encrypted=True)
+        await writer.recover()
+        reader = PackReader(metadata, multifs, keys, self.drive_id, encrypted=True)
+        cache = ChunkCache(
+            metadata,
+            reader,
+            writer,
+            state_folder=self.state_folder,
+            cache_folder=self.cache_folder,
+            limits=limits,
+            digest=keys.chunk_digest,
+            ticks=ticks,
+        )
+
+        async def space() -> SpaceLeft:
+            await trio.lowlevel.checkpoint()
+            return SpaceLeft(1 << 40, 1 << 39)
+
+        rig = Rig(metadata, cache, PartedFS(metadata, cache, space=space), multifs, pool)
+        try:
+            async with cache.running():
+                try:
+                    yield rig
+                    if crash:
+                        raise _Crash
+                finally:
+                    pool.let_go()
+        except* _Crash:
+            self._keep_as_killed()
+        finally:
+            await metadata.aclose()
+        if crash:
+            shutil.rmtree(self.state_folder)
+            os.rename(self._killed_folder, self.state_folder)
+
+    @property
+    def _killed_folder(self) -> Path:
+        return self.root / "killed"
+
+    def _keep_as_killed(self) -> None:
+        """Copy what a kill would leave: the files as they are, with the database's log, before anything is closed."""
+        shutil.copytree(self.state_folder, self._killed_folder, copy_function=_copy_sparse)
+
+    async def _metadata(self, settings: CloudSettings) -> SqliteMetadata:
+        path = self.state_folder / "metadata.sqlite"
+        if path.exists():
+            return await open_store(path)
+        for folder in (self.state_folder, self.cloud_folder):
+            folder.mkdir(parents=True)
+        cloud = open_cloud(settings)
+        await trio.to_thread.run_sync(write_identity, cloud, self.drive_id, self.cloud_id)
+        return await create_store(path, uid=0, gid=0, now_ns=1)
