@@ -167,8 +167,6 @@ class Content:
         parts = []
         for slot, (index, start, end) in zip(slots, spans, strict=True):
             valid = 0 if slot is None else max(0, min(end, slot.length_bytes) - start)
-            if valid and file is None:
-                raise DataUnavailable(f"the local file of inode {state.ino} is gone; restore it or remove the file")
             data = os.pread(file.fd, valid, index * CHUNK_SIZE_BYTES + start) if valid and file is not None else b""
             parts.append(data.ljust(end - start, b"\0"))
         return b"".join(parts)
@@ -240,6 +238,8 @@ class Content:
             spans = chunk_spans(offset, size_bytes)
             await self.load(state, spans[0][0], spans[-1][0])
             needed = self._needed(state, spans)
+            if not needed and self.files.get(state.ino) is None and await self._lost_file(state, spans):
+                continue
             if not needed:
                 self.hits += not missed
                 self.touched.update((state.ino, index) for index, _, _ in spans)
@@ -247,6 +247,19 @@ class Content:
             missed = True
             for index in needed:
                 await self.bring(state, index)
+
+    async def _lost_file(self, state: FileState, spans: list[tuple[ChunkIndex, int, int]]) -> bool:
+        """Look why there is no local file: return whether to look again, as clean chunks went with it.
+
+        Somebody may delete the cache folder while the drive is mounted.  Raises: DataUnavailable (dirty bytes went).
+        """
+        slots = [slot for index, start, _ in spans if (slot := state.slots.get(index)) and start < slot.length_bytes]
+        if any(slot.location is None for slot in slots):
+            raise DataUnavailable(f"unsent data of inode {state.ino} is gone from the state folder")
+        if slots:
+            async with state.rows_lock:
+                await self.lose_clean(state)
+        return bool(slots)
 
     async def bring(self, state: FileState, index: ChunkIndex) -> None:
         """Fetch or verify one chunk; return when it was tried (the caller looks again).  Raises: DataUnavailable, …"""

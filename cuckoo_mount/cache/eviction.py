@@ -14,12 +14,14 @@ import trio
 
 from cuckoo_mount.cache.checkpoint import Checkpointer
 from cuckoo_mount.cache.content import Content
+from cuckoo_mount.cache.files import LocalFile
 from cuckoo_mount.cache.sparse import punch_hole
 from cuckoo_mount.errors import StaleInode
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, InodeNo
 
 log = logging.getLogger(__name__)
 BATCH_BYTES: Final = 64 << 20
+_LAST_INDEX: Final = ChunkIndex(1 << 43)
 RETRY_S: Final = 1.0
 
 Chunk = tuple[InodeNo, ChunkIndex]
@@ -63,7 +65,7 @@ class Evictor:
         if not dropped:
             return 0
         await self._checkpointer.make_durable()
-        self._punch([chunk for chunk in dropped if chunk in self._content.evicting])
+        await self._punch([chunk for chunk in dropped if chunk in self._content.evicting])
         freed = sum(length for ino, index, _, length in found if (ino, index) in dropped)
         self.evicted_bytes += freed
         self._content.pressure.made_progress()
@@ -88,13 +90,24 @@ class Evictor:
         finally:
             self._content.release(state, writing=False)
 
-    def _punch(self, chunks: list[Chunk]) -> None:
+    async def _punch(self, chunks: list[Chunk]) -> None:
         """Punch what is still to be evicted; a file of which nothing is left goes."""
         for ino, index in chunks:
+            if (ino, index) not in self._content.evicting:
+                continue
             self._content.evicting.discard((ino, index))
             file = self._content.files.get(ino)
             if file is None or file.moving is not None:
                 continue
             punch_hole(file.fd, index * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES)
-            if not file.pins and not file.in_state and os.fstat(file.fd).st_blocks == 0:
+            if _is_empty(file) and not await self._is_held(ino) and _is_empty(file):
                 self._content.files.remove(ino)
+
+    async def _is_held(self, ino: InodeNo) -> bool:
+        """Return whether a row says that something of the file is here; a chunk of zeros may need no blocks."""
+        rows = await self._content.metadata.chunk_rows(ino, ChunkIndex(0), _LAST_INDEX)
+        return any(row.held is not None for row in rows)
+
+
+def _is_empty(file: LocalFile) -> bool:
+    return not file.pins and not file.in_state and os.fstat(file.fd).st_blocks == 0

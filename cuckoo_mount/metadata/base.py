@@ -89,7 +89,8 @@ class Metadata(Protocol):
         """Return the node.  Raises: StaleInode when there is none with that number (any more)."""
 
     async def lookup(self, parent: InodeNo, name: bytes) -> Inode:
-        """Return the node called `name` in `parent` (never `.` or `..`).  Raises: NotFound, NotADirectory, StaleInode."""
+        """Return the node called `name` in `parent` (never `.` or `..`).  Raises: NotFound, NotADirectory,
+        StaleInode."""
 
     async def get_parent(self, ino: InodeNo) -> Inode:
         """Return the directory that directory `ino` lies in (the root's is itself).  Raises: NotFound, StaleInode."""
@@ -104,7 +105,8 @@ class Metadata(Protocol):
         """
 
     async def add_link(self, ino: InodeNo, parent: InodeNo, name: bytes, now_ns: int) -> Inode:
-        """Give a non-directory one more name.  Raises: AlreadyExists, NotPermitted (directory), TooManyLinks, NotFound."""
+        """Give a non-directory one more name.  Raises: AlreadyExists, NotPermitted (directory), TooManyLinks,
+        NotFound."""
 
     async def remove_link(self, parent: InodeNo, name: bytes, now_ns: int) -> Inode:
         """Take a name from a non-directory; return the node as it is now: with nlink 0 it stays until `purge_inode`.
@@ -147,9 +149,7 @@ class Metadata(Protocol):
     async def list_xattrs(self, ino: InodeNo) -> list[bytes]:
         """Return the names of a node's extended attributes."""
 
-    async def set_xattrs(
-        self, ino: InodeNo, values: Mapping[bytes, bytes | None], changes: InodeChanges
-    ) -> Inode:
+    async def set_xattrs(self, ino: InodeNo, values: Mapping[bytes, bytes | None], changes: InodeChanges) -> Inode:
         """Set (or with None remove) attributes together with `changes` (ctime, mode after an ACL), atomically.
 
         Raises: NoAttribute when one to remove is not there, StaleInode.
@@ -188,7 +188,8 @@ class Metadata(Protocol):
         """Forget all clean chunks of these files (their local file is gone)."""
 
     async def add_held(self, ino: InodeNo, chunks: Sequence[tuple[ChunkIndex, VersionNo, int]], tick: int) -> None:
-        """Record (index, version, length) fetched from a cloud as held clean; ignored where the row changed meanwhile."""
+        """Record (index, version, length) fetched from a cloud as held clean; ignored where the row changed
+        meanwhile."""
 
     async def touch_held(self, chunks: Collection[tuple[InodeNo, ChunkIndex]], tick: int) -> None:
         """Record that these chunks were used at `tick`."""
@@ -286,6 +287,9 @@ class Metadata(Protocol):
 
     async def clear_journal(self, records: Sequence[JournalRecord]) -> None:
         """Remove outbox rows whose records reached the clouds and did not change again since they were read."""
+
+    def held_bytes(self) -> int:
+        """Return dirty_bytes + clean_bytes of `statistics`; cheap enough for every write."""
 
     def statistics(self) -> MetadataStatistics:
         """Return the counters."""

@@ -1,0 +1,61 @@
+"""Counting who names a stored version: unnamed it goes, and with its last version its pack is dead (I-10, I-16).
+
+Used by content.py and catalogue.py, within their changes.  Runs in the loop, never waits.
+Death is final: a row of `version` never comes back, and nothing makes `dead_epoch` NULL again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cuckoo_mount.metadata.database import Part
+
+
+class Versions(Part):
+    """No public methods."""
+
+    def _refer(self, version: int) -> None:
+        """Count one more row that names a stored version."""
+        named = self._db.run("UPDATE version SET refs = refs + 1 WHERE version = ?", (version,))
+        assert named, f"version {version} is not stored, so nothing can be based on it"
+
+    def _release(self, version: int) -> None:
+        """Count one row less that names `version`; a version that is not stored was dirty and simply is no more."""
+        row = self._db.row("SELECT refs, pack, plain FROM version WHERE version = ?", (version,))
+        if row is None:
+            return
+        refs, pack, plain = row
+        if refs > 1:
+            self._db.run("UPDATE version SET refs = refs - 1 WHERE version = ?", (version,))
+        else:
+            self._db.run("DELETE FROM version WHERE version = ?", (version,))
+            self._lighten(pack, plain)
+
+    def _release_file(self, ino: int, first: int) -> None:
+        """Release what the chunk rows of `ino` from index `first` on name; the caller removes those rows next."""
+        named = "version IN (SELECT version FROM chunk WHERE ino = ? AND idx >= ?)"
+        gone = self._db.rows(f"DELETE FROM version WHERE refs = 1 AND {named} RETURNING pack, plain", (ino, first))
+        self._db.run(f"UPDATE version SET refs = refs - 1 WHERE {named}", (ino, first))
+        self._lighten_all(gone)
+
+    def _lighten_all(self, gone: Iterable[tuple[int, int]]) -> None:
+        """Take the removed versions, given as (pack, plain bytes), from their packs."""
+        by_pack: dict[int, int] = {}
+        for pack, plain in gone:
+            by_pack[pack] = by_pack.get(pack, 0) + plain
+        for pack, plain in by_pack.items():
+            self._lighten(pack, plain)
+
+    def _lighten(self, pack: int, plain_bytes: int) -> None:
+        """Take `plain_bytes` of removed versions from a pack's live bytes; mark it dead if it has no version left."""
+        row = self._db.row("UPDATE pack SET live = live - ? WHERE number = ? RETURNING live", (plain_bytes, pack))
+        assert row is not None, f"pack {pack} is not in the catalogue"
+        self._db.counters.pack_live_bytes -= plain_bytes
+        # Versions may have no bytes, so that 0 live bytes alone do not mean death.
+        if row[0] == 0 and self._db.row("SELECT 1 FROM version WHERE pack = ? LIMIT 1", (pack,)) is None:
+            self._db.run("UPDATE pack SET dead_epoch = ? WHERE number = ?", (self._epoch(), pack))
+
+    def _epoch(self) -> int:
+        """Return the epoch that is being written: local setting `epoch`, 0 before there are epochs."""
+        row = self._db.row("SELECT value FROM local_setting WHERE key = 'epoch'")
+        return int(row[0]) if row is not None else 0
