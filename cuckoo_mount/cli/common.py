@@ -1,0 +1,142 @@
+"""What every command has: its common options, and the one place where errors become a line and an exit status.
+
+Used by every module of cli/ that is a command.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import click
+
+from cuckoo_mount.cli.logs import LEVELS, log_to_file, log_to_terminal
+from cuckoo_mount.config.paths import drive_paths, shown
+from cuckoo_mount.errors import CuckooError
+
+log = logging.getLogger(__name__)
+F = TypeVar("F", bound=Callable[..., object])
+DEFAULT_DRIVE: Final = "default"
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+UNSENT: Final = 3
+"""Done, but degraded or with data that is not on the clouds yet."""
+INTERRUPTED: Final = 130
+
+
+def drive_option(function: F) -> F:
+    """Add --drive."""
+    return click.option(
+        "--drive", default=DEFAULT_DRIVE, show_default=True, metavar="NAME", help="Which drive is meant."
+    )(function)
+
+
+def log_level_option(function: F) -> F:
+    """Add --log-level; `debug` also shows tracebacks."""
+    return click.option(
+        "--log-level",
+        type=click.Choice(LEVELS, case_sensitive=False),
+        default=None,
+        expose_value=False,
+        callback=_set_log_level,
+        is_eager=True,
+        help="What is logged; `debug` also shows where errors come from.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def common_options(function: F) -> F:
+    """Add what every `cuckoo` command accepts: --drive, --json, --log-level."""
+    return drive_option(json_option(log_level_option(function)))
+
+
+def _set_log_level(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.find_root().meta["cuckoo.log_level"] = value
+        log_to_terminal(value)
+
+
+def print_json(value: Mapping[str, object] | Sequence[object]) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def say_error(program: str, message: str) -> None:
+    """Print an error on stderr."""
+    print(f"{program}: {message}", file=sys.stderr)
+
+
+def run(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status.  Every error becomes one line or two on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "debug" in given or "--log-level=debug" in given
+    try:
+        status = command.main(given, prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else DONE
+    except click.ClickException as error:
+        return _usage(program, error)
+    except CuckooError as error:
+        if debug:
+            traceback.print_exc()
+        say_error(program, str(error))
+        return int(getattr(error, "status", error.exit_status))
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `cuckoo … | head`: nobody reads any more; keeps Python from complaining at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        say_error(program, f"the local system answered: {error}")
+        return FAILED
+    except Exception as error:
+        return _bug(program, error, given, debug=debug)
+
+
+def _usage(program: str, error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return USAGE
+    say_error(program, error.format_message().replace("\n", " "))
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx is not None else program
+        print(f"`{path} --help` shows how it is used.", file=sys.stderr)
+        return USAGE
+    return FAILED
+
+
+def _bug(program: str, error: Exception, arguments: Sequence[str], *, debug: bool) -> int:
+    """Write the traceback where it can be found again, and say so in a line."""
+    where = "run it again with --log-level debug to see where"
+    with suppress(OSError, CuckooError):
+        path = drive_paths(_drive_in(arguments)).log
+        log_to_file(path, "info")
+        where = f"see {shown(path)}"
+    log.critical("%s: a bug in cuckoo-mount, please report it", program, exc_info=error)
+    if debug:
+        traceback.print_exception(error)
+    say_error(program, f"failed because of a bug ({type(error).__name__}: {error}); {where}")
+    return FAILED
+
+
+def _drive_in(arguments: Sequence[str]) -> str:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--drive":
+            return following
+        if argument.startswith("--drive="):
+            return argument.removeprefix("--drive=")
+    return DEFAULT_DRIVE

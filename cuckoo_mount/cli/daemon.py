@@ -1,0 +1,160 @@
+"""The process behind a mounted drive: checks, going to the background, the loop, and the end.
+
+Used by mount.py and mount_helper.py.  Order: everything that can be refused is refused before the fork, on the
+terminal; trio and pyfuse3 start after it.  A bug of ours ends the process with status 1
+and leaves the mountpoint attached.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from cuckoo_mount.cli.background import Reporter, TerminalReporter, go_to_background
+from cuckoo_mount.cli.checks import check_fuse, check_mountpoint, clear_dead_mount, hold_drive
+from cuckoo_mount.cli.lock import DriveLock
+from cuckoo_mount.cli.logs import log_to_file, log_to_terminal, stop_terminal
+from cuckoo_mount.cli.mounts import real_path
+from cuckoo_mount.config import (
+    DriveConfig,
+    DrivePaths,
+    check_mountpoint_place,
+    create_default_drive,
+    read_config,
+    read_drive_key,
+    shown,
+    store_mountpoint,
+)
+from cuckoo_mount.errors import CuckooError, UsageError
+
+log = logging.getLogger(__name__)
+INTERRUPTED: Final = 130
+
+
+@frozen(slots=True, kw_only=True)
+class MountRequest:
+    """What the command line asked for.  `mountpoint` None: the one in the configuration file."""
+
+    paths: DrivePaths
+    mountpoint: Path | None
+    options: tuple[str, ...]
+    foreground: bool
+    log_level: str
+
+
+@frozen(slots=True, kw_only=True)
+class Prepared:
+    """Everything checked: what the loop starts from."""
+
+    request: MountRequest
+    config: DriveConfig
+    key: bytes
+    mountpoint: Path
+    lock: DriveLock
+
+
+def mount_drive(request: MountRequest) -> int:
+    """Mount a drive; return when its daemon is ready, or, in the foreground, when it has ended.
+
+    Returns the exit status.  Raises: CuckooError, OSError, before anything was mounted.
+    """
+    # Before the fork, so that a wrong option is said on the terminal.
+    from cuckoo_mount.fuse.mount import parse_mount_options
+
+    parse_mount_options(request.options)
+    reporter: Reporter = TerminalReporter()
+    terminal = log_to_terminal(request.log_level if request.foreground else "warning")
+    check_fuse()
+    os.umask(0o077)
+    with hold_drive(request.paths, reporter) as lock:
+        prepared = _prepare(request, lock, reporter)
+        log_to_file(request.paths.log, request.log_level)
+        if not request.foreground:
+            stop_terminal(terminal)
+            reporter = go_to_background(request.paths.log, keep=[lock.fd, *_log_files()])
+        return _run(prepared, reporter)
+
+
+def _log_files() -> list[int]:
+    handlers = logging.getLogger().handlers
+    streams = [handler.stream for handler in handlers if isinstance(handler, logging.FileHandler)]
+    return [stream.fileno() for stream in streams if stream is not None]
+
+
+def _prepare(request: MountRequest, lock: DriveLock, reporter: Reporter) -> Prepared:
+    paths = request.paths
+    config = read_config(paths)
+    asked = request.mountpoint or (config.mountpoint if config is not None else None)
+    if asked is None:
+        raise UsageError("where is the drive to be mounted? For example: cuckoo-mount ~/Cuckoo")
+    mountpoint = real_path(asked)
+    if config is not None and config.mountpoint not in (None, mountpoint):
+        assert config.mountpoint is not None
+        clear_dead_mount(config.mountpoint, reporter)
+    clear_dead_mount(mountpoint, reporter)
+    check_mountpoint_place(mountpoint, paths, config)
+    check_mountpoint(mountpoint)
+    if config is None:
+        config = create_default_drive(paths)
+        _introduce(config, paths, reporter)
+    key = read_drive_key(paths.key_file)
+    store_mountpoint(mountpoint, paths)
+    return Prepared(request=request, config=config, key=key, mountpoint=mountpoint, lock=lock)
+
+
+def _introduce(config: DriveConfig, paths: DrivePaths, reporter: Reporter) -> None:
+    """Three lines on a drive that was just made."""
+    cloud = config.clouds[0]
+    reporter.say(
+        f"Made drive {config.name!r}, encrypted, with one cloud {cloud.name!r}: the folder {shown(cloud.url)}."
+    )
+    reporter.say(f"Its key is only in {shown(paths.key_file)}: keep a copy elsewhere, without it nothing can be read.")
+    reporter.say("One folder on the same disk is no backup: when this disk dies, the drive dies with it.")
+
+
+def _run(prepared: Prepared, reporter: Reporter) -> int:
+    """Run the loop to its end; every error becomes a line and an exit status."""
+    try:
+        # Inside, for nobody sees the stderr of a daemon any more.
+        import trio
+
+        from cuckoo_mount.cli.serving import serve
+
+        _raise_file_limit()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return trio.run(serve, prepared, reporter)
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        reporter.fail("interrupted", INTERRUPTED)
+        return INTERRUPTED
+    except BaseException as error:
+        known = _known_error(error)
+        if known is not None:
+            log.error("%s", known, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
+            reporter.fail(str(known), known.exit_status)
+            return known.exit_status
+        where = shown(prepared.request.paths.log)
+        log.critical("%s: a bug in cuckoo-mount, please report it with %s", type(error).__name__, where, exc_info=error)
+        reporter.fail(f"failed because of a bug ({type(error).__name__}); see {where}", 1)
+        return 1
+
+
+def _known_error(error: BaseException) -> CuckooError | None:
+    """Return the one error of the world behind `error`; None when a bug is among what happened."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, OSError):
+        return CuckooError(f"the local disk answered: {error}")
+    return error if isinstance(error, CuckooError) else None
+
+
+def _raise_file_limit() -> None:
+    """One descriptor per open file adds up; the usual 1024 would be an EMFILE to programs."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,70 @@
+"""`cuckoo`: the group of commands, each in a module of its own that is imported when it is used.
+
+The entry point of the command `cuckoo`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from cuckoo_mount.cli import common
+
+PROGRAM: Final = "cuckoo"
+
+# Command: what --help says of it.  Its module in cli/ has the same name and a click command `command`.
+COMMANDS: Final[dict[str, str]] = {
+    "mount": "Mount a drive, and make it if there is none (the same as cuckoo-mount).",
+    "status": "Show what a mounted drive is doing, and its clouds.",
+    "sync": "Wait until everything written so far is on the clouds.",
+    "umount": "Send what is left, and unmount a drive.",
+    "drives": "List the drives of this machine.",
+}
+LATER: Final = frozenset(
+    {"init", "cloud", "recover", "fsck", "scrub", "rebalance", "gc", "destroy", "key"}
+)  # in the contract, not in this release
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when they are called: `cuckoo status` starts quickly."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command, or say what there is instead."""
+        if cmd_name in COMMANDS:
+            found: object = importlib.import_module(f"cuckoo_mount.cli.{cmd_name}").command
+            assert isinstance(found, click.Command)
+            return found
+        if cmd_name in LATER:
+            raise click.UsageError(f"the command {cmd_name} comes with a later release", ctx)
+        close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
+        raise click.UsageError(f"there is no command {cmd_name!r}; {hint}", ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table from what is known without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(PROGRAM, cls=LazyGroup, epilog="Example:  cuckoo mount ~/Cuckoo && cuckoo status")
+@click.version_option(package_name="cuckoo-mount", prog_name=PROGRAM)
+@common.log_level_option
+def group() -> None:
+    """All of your clouds, one disk: look after a drive."""
+
+
+def main() -> int:
+    """Run `cuckoo`."""
+    return common.run(group, PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The daemon's loop: drive, control socket, mount and signals under one nursery, in the order in which they must end.
+
+Used by daemon.py, after the fork.  The mount ends first, then what is left is sent, then the last answers go out, then
+the drive closes; whatever raises on the way leaves the mountpoint attached (see fuse/mount.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final
+
+import trio
+from attrs import define
+
+from cuckoo_mount.cli.background import Reporter, notify_systemd
+from cuckoo_mount.cli.daemon import Prepared
+from cuckoo_mount.cli.lock import LockHolder
+from cuckoo_mount.cli.mounts import mount_at, unmount
+from cuckoo_mount.cli.session import Session
+from cuckoo_mount.config.paths import shown
+from cuckoo_mount.drive import open_drive
+from cuckoo_mount.errors import CuckooError
+from cuckoo_mount.fuse.control import ControlServer
+from cuckoo_mount.fuse.mount import parse_mount_options, request_stop, serve_mount
+
+log = logging.getLogger(__name__)
+ANSWER_DEADLINE_S: Final = 30.0
+FAREWELL_S: Final = 5.0
+"""How long the last answers to commands may take."""
+
+
+@define(slots=True, eq=False)
+class _Ends:
+    """What a signal does: before the mount answers it stops everything, afterwards it asks the session to end."""
+
+    nursery: trio.Nursery
+    session: Session | None = None
+
+    async def watch(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            log.info("got %s", signal.Signals(number).name)
+            if self.session is None:
+                self.nursery.cancel_scope.cancel()
+            else:
+                self.nursery.start_soon(self.session.stop)
+
+
+async def serve(prepared: Prepared, reporter: Reporter) -> int:
+    """Mount, serve until unmounted, and return the exit status.  Raises: whatever made the drive unusable."""
+    said = ""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            ends = _Ends(nursery)
+            nursery.start_soon(ends.watch, signals)
+            said = await _serve_drive(prepared, reporter, ends)
+            nursery.cancel_scope.cancel()
+    if not said:
+        await trio.to_thread.run_sync(_detach, prepared)
+        log.error("ended by a signal before the drive was mounted")
+        reporter.fail("ended by a signal before the drive was mounted", 1)
+        return 1
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", said)
+    else:
+        reporter.say(said)
+    return 0
+
+
+def _detach(prepared: Prepared) -> None:
+    """Nobody has seen this mount answer yet, so nobody is misled by the empty folder."""
+    if mount_at(prepared.mountpoint) is not None:
+        with suppress(CuckooError):
+            unmount(prepared.mountpoint, lazy=True)
+
+
+async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> str:
+    paths, options = prepared.request.paths, parse_mount_options(prepared.request.options)
+    async with open_drive(prepared.config, paths, prepared.key) as drive:
+        session = Session(
+            drive=drive, mountpoint=prepared.mountpoint, read_only=options.read_only, stop_serving=request_stop
+        )
+        control = ControlServer(paths.socket, session.commands())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(control.run)
+            prepared.lock.describe(_holder(prepared, ending=False))
+            ready = trio.Event()
+            nursery.start_soon(_announce, ready, session, prepared, reporter, ends)
+            await serve_mount(
+                drive.filesystem,
+                prepared.mountpoint,
+                drive_name=prepared.config.name,
+                options=options,
+                upcalls_to=session.take_upcalls,
+                ready=ready,
+            )
+            prepared.lock.describe(_holder(prepared, ending=True))
+            notify_systemd("STOPPING=1")
+            said = await session.finish()
+            with trio.move_on_after(FAREWELL_S):
+                await control.wait_until_idle()
+            nursery.cancel_scope.cancel()
+    return said
+
+
+async def _announce(ready: trio.Event, session: Session, prepared: Prepared, reporter: Reporter, ends: _Ends) -> None:
+    """Say that the drive is mounted, once the mount has answered a first question."""
+    await ready.wait()
+    with trio.move_on_after(ANSWER_DEADLINE_S) as scope:
+        await trio.to_thread.run_sync(os.stat, prepared.mountpoint, abandon_on_cancel=True)
+    if scope.cancelled_caught:
+        log.warning("%s has not answered for %.0f s", prepared.mountpoint, ANSWER_DEADLINE_S)
+    ends.session = session
+    log.info("drive %s mounted at %s", prepared.config.name, prepared.mountpoint)
+    reporter.say(f"Drive {prepared.config.name!r} is mounted at {shown(prepared.mountpoint)}")
+    reporter.ready()
+
+
+def _holder(prepared: Prepared, *, ending: bool) -> LockHolder:
+    return LockHolder(
+        pid=os.getpid(), mountpoint=prepared.mountpoint, socket=prepared.request.paths.socket, ending=ending
+    )
