@@ -276,10 +276,10 @@ class Content:
             version, location = slot.base.version, slot.base.location
         else:
             return
-        self.misses += 1
         await self._flights.run((state.ino, index, version), lambda: self._fetch(state, index, version, location))
 
     async def _fetch(self, state: FileState, index: ChunkIndex, version: VersionNo, location: Location) -> None:
+        self.misses += 1
         data = await self._reader.read(location)
         await self.pressure.admit(len(data))
         async with state.rows_lock:

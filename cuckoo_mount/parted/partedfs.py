@@ -16,7 +16,15 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
-from cuckoo_mount.errors import DataTimeout, FileTooBig, InvalidArgument, IsADirectory, NotADirectory, StaleInode
+from cuckoo_mount.errors import (
+    DataTimeout,
+    FileTooBig,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotFound,
+    StaleInode,
+)
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.parted.handles import DirectoryHandle, FileHandle, HandleTable
 from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set_id
@@ -183,7 +191,7 @@ class PartedFS:
             here = await self.tree.inode(ino)
             try:
                 above = await self._metadata.get_parent(ino)
-            except StaleInode:
+            except (NotFound, StaleInode):
                 above = here
             found = [
                 e for e in (DirectoryEntry(1, b".", here), DirectoryEntry(2, b"..", above)) if e.cookie > after_cookie

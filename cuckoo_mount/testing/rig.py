@@ -79,6 +79,7 @@ class Rig:
     metadata: SqliteMetadata
     cache: ChunkCache
     filesystem: PartedFS
+    reader: PackReader
     multifs: MultiFS
     pool: HeldPool
 
@@ -91,6 +92,7 @@ class RigPlace:
     drive_id: bytes = field(factory=lambda: secrets.token_bytes(16))
     cloud_id: bytes = field(factory=lambda: secrets.token_bytes(16))
     drive_key: bytes = field(factory=lambda: secrets.token_bytes(32))
+    other_cache_folder: Path | None = None
 
     @property
     def cloud_folder(self) -> Path:
@@ -105,7 +107,7 @@ class RigPlace:
     @property
     def cache_folder(self) -> Path:
         """Clean chunks."""
-        return self.root / "cache"
+        return self.other_cache_folder or self.root / "cache"
 
     @asynccontextmanager
     async def opened(self, limits: CacheLimits, *, crash: bool = False) -> AsyncIterator[Rig]:
@@ -136,7 +138,7 @@ class RigPlace:
             await trio.lowlevel.checkpoint()
             return SpaceLeft(1 << 40, 1 << 39)
 
-        rig = Rig(metadata, cache, PartedFS(metadata, cache, space=space), multifs, pool)
+        rig = Rig(metadata, cache, PartedFS(metadata, cache, space=space), reader, multifs, pool)
         try:
             async with cache.running():
                 try:

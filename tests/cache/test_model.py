@@ -32,12 +32,13 @@ class Model:
 
 
 Step = tuple[str, int, int, int]
+ACTIONS = (
+    *("write", "write", "write", "truncate", "read", "fsync", "checkpoint", "send"),
+    *("evict", "hold", "unlink", "replace", "partial", "reopen", "kill"),
+)
 steps = st.lists(
     st.tuples(
-        st.sampled_from(
-            ("write", "write", "write", "truncate", "read", "fsync", "checkpoint", "send", "evict", "hold")
-            + ("unlink", "replace", "partial", "reopen", "kill")
-        ),
+        st.sampled_from(ACTIONS),
         st.integers(0, len(NAMES) - 1),
         st.integers(0, 1 << 30),
         st.integers(0, 1 << 30),
@@ -178,7 +179,7 @@ async def take_over(place: RigPlace, model: Model) -> None:
         model.saved = dict(found)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(steps)
 def test_random_operations(plan: list[Step]) -> None:
     with TemporaryDirectory() as folder:
