@@ -15,8 +15,9 @@ from attrs import evolve, frozen
 
 from cuckoo_mount.cache.checkpoint import Checkpointer
 from cuckoo_mount.cache.checks import check_cache
-from cuckoo_mount.cache.content import ChunkReader, Content
+from cuckoo_mount.cache.content import Content
 from cuckoo_mount.cache.eviction import Evictor
+from cuckoo_mount.cache.fetching import ChunkReader
 from cuckoo_mount.cache.files import LocalFiles
 from cuckoo_mount.cache.pressure import CacheLimits, Pressure
 from cuckoo_mount.cache.recovery import begin_session, end_session, prepare_folder, recover_files
@@ -199,7 +200,7 @@ class ChunkCache:
             pending_bytes=self._pressure.pending_bytes,
             pending_files=sum(state.is_pending for state in self._content.states.values()),
             hits=self._content.hits,
-            misses=self._content.misses,
+            misses=self._content.fetcher.misses,
             evicted_bytes=self._evictor.evicted_bytes,
             checkpoints=self._checkpointer.checkpoints,
             file_syncs=self._checkpointer.file_syncs,

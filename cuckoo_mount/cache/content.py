@@ -7,13 +7,13 @@ Invariants: I-2, I-3, I-4, I-7.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
+from cuckoo_mount.cache.fetching import ChunkReader, Fetcher
 from cuckoo_mount.cache.files import LocalFile, LocalFiles
 from cuckoo_mount.cache.frozen import Frozen, FrozenChunks
 from cuckoo_mount.cache.pressure import Pressure
@@ -27,19 +27,8 @@ from cuckoo_mount.cache.state import (
     slot_from_row,
 )
 from cuckoo_mount.cache.versions import VersionNumbers
-from cuckoo_mount.errors import DataUnavailable
-from cuckoo_mount.locks import SingleFlight
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo, Location, VersionNo
-
-log = logging.getLogger(__name__)
-
-
-class ChunkReader(Protocol):
-    """Where absent chunks come from."""
-
-    async def read(self, location: Location) -> bytes:
-        """Return the plain bytes stored at `location`, verified.  Raises: DataUnavailable, DataTimeout."""
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo
 
 
 class Content:
@@ -66,13 +55,13 @@ class Content:
         self.evicting: set[tuple[InodeNo, ChunkIndex]] = set()
         self.touched: set[tuple[InodeNo, ChunkIndex]] = set()
         self.hits = 0
-        self.misses = 0
-        self._reader = reader
         self.digest = digest
         self._boot_tick = boot_tick
         self._unverified_tick = unverified_tick
         self._started = time.monotonic()
-        self._flights: SingleFlight[tuple[InodeNo, ChunkIndex, VersionNo], None] = SingleFlight()
+        self.fetcher: Final = Fetcher(
+            metadata, files, reader, pressure, evicting=self.evicting, digest=digest, clock=lambda: self.tick
+        )
 
     def is_unverified(self, tick: int) -> bool:
         """Return whether a clean chunk last used at `tick` must be verified first (I-4)."""
@@ -238,7 +227,7 @@ class Content:
             spans = chunk_spans(offset, size_bytes)
             await self.load(state, spans[0][0], spans[-1][0])
             needed = self._needed(state, spans)
-            if not needed and self.files.get(state.ino) is None and await self._lost_file(state, spans):
+            if not needed and self.files.get(state.ino) is None and await self.fetcher.lost_file(state, spans):
                 continue
             if not needed:
                 self.hits += not missed
@@ -246,98 +235,7 @@ class Content:
                 return self._gather(state, spans, offset, size_bytes)
             missed = True
             for index in needed:
-                await self.bring(state, index)
-
-    async def _lost_file(self, state: FileState, spans: list[tuple[ChunkIndex, int, int]]) -> bool:
-        """Look why there is no local file: return whether to look again, as clean chunks went with it.
-
-        Somebody may delete the cache folder while the drive is mounted.  Raises: DataUnavailable (dirty bytes went).
-        """
-        slots = [slot for index, start, _ in spans if (slot := state.slots.get(index)) and start < slot.length_bytes]
-        if any(slot.location is None for slot in slots):
-            raise DataUnavailable(f"unsent data of inode {state.ino} is gone from the state folder")
-        if slots:
-            async with state.rows_lock:
-                await self.lose_clean(state)
-        return bool(slots)
-
-    async def bring(self, state: FileState, index: ChunkIndex) -> None:
-        """Fetch or verify one chunk; return when it was tried (the caller looks again).  Raises: DataUnavailable, …"""
-        slot = state.slots.get(index)
-        if slot is None:
-            return
-        if slot.unverified:
-            async with state.rows_lock:
-                await self._verify(state, index)
-            return
-        if not slot.present and slot.location is not None:
-            version, location = slot.version, slot.location
-        elif slot.base is not None:
-            version, location = slot.base.version, slot.base.location
-        else:
-            return
-        await self._flights.run((state.ino, index, version), lambda: self._fetch(state, index, version, location))
-
-    async def _fetch(self, state: FileState, index: ChunkIndex, version: VersionNo, location: Location) -> None:
-        self.misses += 1
-        data = await self._reader.read(location)
-        await self.pressure.admit(len(data))
-        async with state.rows_lock:
-            file = await self._landing_file(state)
-            slot = state.slots.get(index)
-            if slot is None or state.removed:
-                return
-            start = index * CHUNK_SIZE_BYTES
-            if slot.version == version and not slot.present:
-                self.evicting.discard((state.ino, index))
-                pwrite_all(file.fd, data[: slot.length_bytes], start)
-                slot.present = slot.promised = True
-                await self.metadata.add_held(state.ino, [(index, version, slot.length_bytes)], self.tick)
-            elif slot.base is not None and slot.base.version == version:
-                for low, high in slot.base.missing(0, slot.base.size_bytes):
-                    pwrite_all(file.fd, memoryview(data)[low:high], start + low)
-                slot.base = None
-                slot.pending = True
-                state.serial += 1
-
-    async def _landing_file(self, state: FileState) -> LocalFile:
-        """Return the file to write fetched bytes into; the caller holds the rows lock."""
-        file = self.files.get(state.ino)
-        while file is not None and file.moving is not None:
-            await file.moving.wait()
-            file = self.files.get(state.ino)
-        if file is None:
-            await self.lose_clean(state)
-            file = self.files.create(state.ino, in_state=await self.metadata.has_dirty(state.ino))
-        return file
-
-    async def lose_clean(self, state: FileState) -> None:
-        """Account for a local file that is not there: what was clean in it is absent.  The caller holds the rows
-        lock."""
-        lost = [slot for slot in state.slots.values() if slot.is_clean]
-        for slot in lost:
-            slot.present = slot.promised = slot.unverified = False
-        await self.metadata.drop_held_files([state.ino])
-        await self.metadata.commit()
-
-    async def _verify(self, state: FileState, index: ChunkIndex) -> None:
-        """Compare a chunk from before a power cut with its digest (I-4).  The caller holds the rows lock."""
-        slot = state.slots.get(index)
-        if slot is None or not slot.unverified:
-            return
-        assert slot.location is not None, "only clean chunks are unverified"
-        file = self.files.get(state.ino)
-        data = os.pread(file.fd, slot.length_bytes, index * CHUNK_SIZE_BYTES) if file is not None else b""
-        slot.unverified = False
-        if self.digest(data) == slot.location.digest:
-            await self.metadata.touch_held([(state.ino, index)], self.tick)
-            return
-        log.warning(
-            "inode %d chunk %d: the local copy is older or newer than its record; fetching it again", state.ino, index
-        )
-        slot.present = slot.promised = False
-        await self.metadata.drop_held([(state.ino, index)])
-        await self.metadata.commit()
+                await self.fetcher.bring(state, index)
 
     async def write(self, state: FileState, offset: int, data: bytes) -> None:
         """Put `data` at `offset`; visible to reads when this returns, durable after `Checkpointer.sync_file`.
@@ -381,7 +279,7 @@ class Content:
         async with state.rows_lock:
             file = self.files.get(state.ino)
             if file is None:
-                await self.lose_clean(state)
+                await self.fetcher.lose_clean(state)
                 if self.files.get(state.ino) is None:
                     self.files.create(state.ino, in_state=True)
             else:
@@ -391,7 +289,7 @@ class Content:
         """Take back, committed, that these chunks are held clean: their bytes are about to change (I-3)."""
         async with state.rows_lock:
             for index in indexes:
-                await self._verify(state, index)
+                await self.fetcher.verify(state, index)
             held = [index for index in indexes if (slot := state.slots.get(index)) and slot.promised]
             if held:
                 await self.metadata.drop_held([(state.ino, index) for index in held])

@@ -25,6 +25,7 @@ from cuckoo_mount.errors import NoSpace
 from cuckoo_mount.locks import Pulse
 
 STALL_S: Final = 5.0
+FETCH_STALL_S: Final = 0.5
 LOW_WATER: Final = 0.8
 HIGH_WATER: Final = 0.9
 _DISK_CHECK_BYTES: Final = 16 << 20
@@ -97,6 +98,14 @@ class Pressure:
                 if creating or self._disk_is_low or self.used_bytes + more_bytes > top:
                     raise NoSpace("the cache is full of data that no cloud has taken yet")
                 return
+
+    async def make_way(self, more_bytes: int) -> None:
+        """Return when fetched bytes may be kept: soon, room or not, because a read must not fail for want of it."""
+        if self.is_high:
+            self.need.set()
+        if self._is_over(more_bytes):
+            with trio.move_on_after(FETCH_STALL_S):
+                await self.room.wait()
 
     def made_progress(self) -> None:
         """Something was evicted, sent or deleted: writers look again."""

@@ -232,7 +232,7 @@ class WriteBack:
             await self._content.load(state, index, index)
             slot = state.slots.get(index)
             if slot is not None and slot.base is not None:
-                await self._content.bring(state, index)
+                await self._content.fetcher.bring(state, index)
             await self._checkpointer.sync_file(state)
         finally:
             self._content.release(state, writing=False)

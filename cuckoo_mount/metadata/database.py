@@ -136,8 +136,7 @@ class Database:
 
     def ready(self) -> None:
         """Make sure that a transaction is open and a change can be made.  Raises: MetadataError after a failure."""
-        if self._failure is not None or self._keeper.trouble is not None or self._flush.trouble is not None:
-            raise self._refusal()
+        self._check()
         if not self._open:
             self._begin()
         if self._counters is None:
@@ -192,8 +191,13 @@ class Database:
 
     def commit(self) -> bool:
         """Commit what was changed, begin anew, and return whether there was any.  Raises: MetadataError."""
-        self.ready()
+        self._check()
         assert not self._in_change, "commit within a change"
+        if not self._open:
+            # Nothing can have changed.  A transaction begun now would spoil the pause of log.py.
+            if self._keeper.idle:
+                self._begin()
+            return False
         changes = self._connection.total_changes()
         changed = changes != self._changes_seen
         if not changed and not self._keeper.wants_pause():
@@ -257,6 +261,10 @@ class Database:
                 await trio.to_thread.run_sync(self._close)
 
     # -- inside --
+
+    def _check(self) -> None:
+        if self._failure is not None or self._keeper.trouble is not None or self._flush.trouble is not None:
+            raise self._refusal()
 
     def _begin(self) -> None:
         self._keeper.before_begin()

@@ -52,6 +52,11 @@ class LogKeeper:
         self.pages = pages
         return apsw.SQLITE_OK
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job is running."""
+        return self._idle.is_set()
+
     def wants_pause(self) -> bool:
         """Start what is due, and return whether the caller should commit and not begin again before `restart`."""
         if self.pages < self._next_pages:
