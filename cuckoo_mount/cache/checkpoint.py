@@ -73,9 +73,11 @@ class Checkpointer:
                 snapshot.truncations == state.truncations
                 and snapshot.serial > state.durable_serial
                 and not state.removed
+                and not state.is_renewed(snapshot)
             ):
+                chunks = [chunk for chunk in snapshot.chunks if state.is_pending_chunk(chunk)]
                 try:
-                    await self._metadata.apply_written(state.ino, snapshot.changes, snapshot.chunks)
+                    await self._metadata.apply_written(state.ino, snapshot.changes, chunks)
                 except StaleInode:
                     state.removed = True
                 else:
@@ -92,6 +94,8 @@ class Checkpointer:
             await self._sync_bytes(pending)
             for number, (state, snapshot) in enumerate(zip(pending, snapshots, strict=True)):
                 await self._apply(state, snapshot)
+                if state.durable_serial < snapshot.serial:
+                    await self.sync_file(state)  # overtaken; who called wants it all the same
                 if number % _BATCH == 0:
                     await trio.lowlevel.checkpoint()
         await self.make_durable()

@@ -182,7 +182,7 @@ class Content:
 
     def adopt_new(self, inode: Inode) -> FileState:
         """Return the state of a file made just now: nothing to load."""
-        state = self.states[inode.ino] = FileState(inode.ino, 0, users=1, writers=1)
+        state = self.states[inode.ino] = FileState(inode.ino, 0, users=1, writers=1, never_clean=True)
         state.windows[0] = None
         return state
 

@@ -124,6 +124,8 @@ class Fetcher:
     async def lose_clean(self, state: FileState) -> None:
         """Account for a local file that is not there: what was clean in it is absent.  The caller holds the rows
         lock."""
+        if state.never_clean:
+            return
         lost = [slot for slot in state.slots.values() if slot.is_clean]
         for slot in lost:
             slot.present = slot.promised = slot.unverified = False

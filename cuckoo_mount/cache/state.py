@@ -160,7 +160,8 @@ class FileState:
     `serial` grows with every change of bytes, size or times, `durable_serial` is the serial at the last snapshot that
     reached the disk and the metadata: equal means nothing is pending.  `truncations` counts them, so that a
     snapshot older than one is never applied.  `extra_bytes`: this file's share of `Pressure.pending_bytes`.  `removed`:
-    the node is gone, nothing of it is ever written to the metadata again.  `rows_lock` is held around every metadata
+    the node is gone, nothing of it is ever written to the metadata again.  `never_clean`: made while this state was in
+    memory, and no chunk of it was clean since: no row says that anything is held clean.  `rows_lock` is held around every metadata
     call that changes this file's rows.
     """
 
@@ -177,6 +178,7 @@ class FileState:
     windows: dict[int, None] = field(factory=dict)
     extra_bytes: int = 0
     removed: bool = False
+    never_clean: bool = False
     rows_lock: trio.Lock = field(factory=trio.Lock)
 
     @property
@@ -198,6 +200,22 @@ class FileState:
             changes=InodeChanges(size_bytes=self.size_bytes, mtime_ns=self.mtime_ns, ctime_ns=self.ctime_ns),
             chunks=tuple(slot.written(index) for index, slot in self.slots.items() if slot.pending),
         )
+
+    def is_renewed(self, snapshot: Snapshot) -> bool:
+        """Whether a chunk got a new version since the snapshot: then its row must stay as it is.
+
+        It was frozen with the length that its row has, which is shorter than what the snapshot would write there.
+        """
+        slots = [(self.slots.get(chunk.index), chunk) for chunk in snapshot.chunks]
+        return any(slot is not None and slot.pending and slot.version != chunk.version for slot, chunk in slots)
+
+    def is_pending_chunk(self, chunk: ChunkWritten) -> bool:
+        """Whether a chunk of a snapshot is not in its row yet; another snapshot may have brought it meanwhile.
+
+        If so it may also be on clouds by now, and its row must not be made dirty again.
+        """
+        slot = self.slots.get(chunk.index)
+        return slot is not None and slot.pending
 
     def note_applied(self, snapshot: Snapshot) -> None:
         """Account for a snapshot that entered the metadata."""

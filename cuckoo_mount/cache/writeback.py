@@ -201,7 +201,10 @@ class WriteBack:
         """Bring the slots in line with the rows that `finish_pack` wrote."""
         for item in sealed:
             state = self._content.states.get(item.chunk.ino)
-            slot = state.slots.get(item.chunk.index) if state is not None else None
+            if state is None:
+                continue
+            state.never_clean = False
+            slot = state.slots.get(item.chunk.index)
             if slot is None or slot.version != item.chunk.version:
                 continue
             slot.location = Location(number, item.offset, item.length_bytes, item.chunk.length_bytes, item.digest)

@@ -155,7 +155,9 @@ class Database:
         if not undo:
             self.run("RELEASE change")
             return
-        self._counters = None
+        if self._connection.total_changes() != before:
+            # Counting anew reads whole tables: not for a change that was refused before it changed anything.
+            self._counters = None
         for reserve in self._reserves.values():
             # The row in `sequence` may have gone back; what was given out must not be given again.
             reserve.limit = reserve.next
