@@ -253,9 +253,7 @@ async def test_a_shielded_caller_keeps_its_workers_when_everything_is_cancelled(
             finally:
                 with trio.CancelScope(shield=True):
                     until.touch()
-                    result.append(
-                        await pool.run(workerjobs.say_and_wait, str(said), str(until), deadline_s=LONG_S)
-                    )
+                    result.append(await pool.run(workerjobs.say_and_wait, str(said), str(until), deadline_s=LONG_S))
     assert everything.cancelled_caught
     assert len(result) == 1
 

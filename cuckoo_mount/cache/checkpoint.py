@@ -125,8 +125,7 @@ class Checkpointer:
     async def _remove_files(self, doomed: set[InodeNo]) -> None:
         sealing = {frozen.ino for frozen in self._content.frozen}
         for number, ino in enumerate(doomed):
-            file = self._files.get(ino)
-            if ino in sealing or (file is not None and (file.pins or file.moving is not None)):
+            if ino in sealing or self._files.is_busy(ino):
                 self._doomed.add(ino)
                 continue
             self._files.remove(ino)

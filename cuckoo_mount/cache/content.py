@@ -280,8 +280,7 @@ class Content:
             file = self.files.get(state.ino)
             if file is None:
                 await self.fetcher.lose_clean(state)
-                if self.files.get(state.ino) is None:
-                    self.files.create(state.ino, in_state=True)
+                self.files.create(state.ino, in_state=True)  # nobody else does: the rows lock is held
             else:
                 await self.files.to_state(file)
 

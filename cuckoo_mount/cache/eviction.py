@@ -16,6 +16,7 @@ from cuckoo_mount.cache.checkpoint import Checkpointer
 from cuckoo_mount.cache.content import Content
 from cuckoo_mount.cache.files import LocalFile
 from cuckoo_mount.cache.sparse import punch_hole
+from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.errors import StaleInode
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, InodeNo
 
@@ -79,7 +80,7 @@ class Evictor:
             return []
         try:
             async with state.rows_lock:
-                kept = [index for index in indexes if (slot := state.slots.get(index)) is None or slot.promised]
+                kept = [index for index in indexes if await self._is_promised(state, index)]
                 for index in kept:
                     slot = state.slots.get(index)
                     if slot is not None:
@@ -89,6 +90,14 @@ class Evictor:
                 return kept
         finally:
             self._content.release(state, writing=False)
+
+    async def _is_promised(self, state: FileState, index: ChunkIndex) -> bool:
+        """Return whether the chunk is clean; it may have become dirty, and its state forgotten, since it was chosen."""
+        slot = state.slots.get(index)
+        if slot is not None:
+            return slot.promised
+        rows = await self._content.metadata.chunk_rows(state.ino, index, index)
+        return bool(rows) and rows[0].held is not None and not rows[0].held.dirty
 
     async def _punch(self, chunks: list[Chunk]) -> None:
         """Punch what is still to be evicted; a file of which nothing is left goes."""

@@ -75,6 +75,11 @@ class LocalFiles:
             return self._keep(LocalFile(ino, fd, in_state))
         return None
 
+    def is_busy(self, ino: InodeNo) -> bool:
+        """Return whether a thread uses the inode's file, so that it cannot be removed now."""
+        file = self._open.get(ino)
+        return file is not None and (file.pins > 0 or file.moving is not None)
+
     def create(self, ino: InodeNo, *, in_state: bool) -> LocalFile:
         """Make the inode's file, which must not exist."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -161,8 +161,8 @@ class FileState:
     reached the disk and the metadata: equal means nothing is pending.  `truncations` counts them, so that a
     snapshot older than one is never applied.  `extra_bytes`: this file's share of `Pressure.pending_bytes`.  `removed`:
     the node is gone, nothing of it is ever written to the metadata again.  `never_clean`: made while this state was in
-    memory, and no chunk of it was clean since: no row says that anything is held clean.  `rows_lock` is held around every metadata
-    call that changes this file's rows.
+    memory, and no chunk of it was clean since: no row says that anything is held clean.  `rows_lock` is
+    held around every metadata call that changes this file's rows.
     """
 
     ino: InodeNo

@@ -78,13 +78,20 @@ class PipeReporter:
         self._fd = -1
 
 
+def fill_standard_streams() -> None:
+    """Open what is closed of stdin, stdout and stderr, so that no file of ours gets their numbers."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def go_to_background(log: Path, keep: Iterable[int]) -> Reporter:
     """Return in the daemon, with a reporter for it; in the process that called wait for it, and end as it says.
 
     `keep`: the file descriptors above 2 that the daemon needs; all others are closed.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    print(end="", flush=True)
+    print(end="", flush=True, file=sys.stderr)
     reading, writing = os.pipe()
     child = os.fork()
     if child:

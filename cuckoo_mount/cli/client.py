@@ -133,6 +133,7 @@ def _places(paths: DrivePaths, holder: LockHolder | None) -> list[Path]:
 
 def _nobody(paths: DrivePaths, holder: LockHolder | None) -> CuckooError:
     drive, option = paths.name, "" if paths.name == "default" else f" --drive {paths.name}"
+    place = shown(holder.mountpoint) if holder is not None and holder.mountpoint is not None else "MOUNTPOINT"
     if holder is not None and holder.alive:
         return NoAnswer(
             f"drive {drive!r} is just being mounted or unmounted (pid {holder.pid}); try again, "
@@ -142,4 +143,4 @@ def _nobody(paths: DrivePaths, holder: LockHolder | None) -> CuckooError:
         known = list_drives()
         hint = f"; there are: {', '.join(known)}" if known else ""
         return UsageError(f"there is no drive {drive!r} here{hint}.  `cuckoo-mount MOUNTPOINT{option}` makes one")
-    return NotMounted(f"drive {drive!r} is not mounted; mount it with: cuckoo-mount MOUNTPOINT{option}")
+    return NotMounted(f"drive {drive!r} is not mounted; mount it with: cuckoo-mount {place}{option}")

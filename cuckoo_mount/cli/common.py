@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Final, TypeVar
 
 import click
@@ -62,8 +63,8 @@ def common_options(function: F) -> F:
 
 
 def _set_log_level(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        context.find_root().meta["cuckoo.log_level"] = value
+    seen = context.meta  # shared with the group: `cuckoo --log-level debug status --log-level debug` means it once
+    if value is not None and seen.setdefault("cuckoo.log_level", value) is value:
         log_to_terminal(value)
 
 
@@ -73,23 +74,22 @@ def print_json(value: Mapping[str, object] | Sequence[object]) -> None:
 
 
 def say_error(program: str, message: str) -> None:
-    """Print an error on stderr."""
-    print(f"{program}: {message}", file=sys.stderr)
+    """Print an error on stderr, if there is one."""
+    with suppress(OSError):
+        print(f"{program}: {message}", file=sys.stderr)
 
 
 def run(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status.  Every error becomes one line or two on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "debug" in given or "--log-level=debug" in given
     try:
         status = command.main(given, prog_name=program, standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)  # while a closed pipe can still be told
         return status if isinstance(status, int) else DONE
     except click.ClickException as error:
         return _usage(program, error)
     except CuckooError as error:
-        if debug:
-            traceback.print_exc()
+        _trace()
         say_error(program, str(error))
         return int(getattr(error, "status", error.exit_status))
     except (click.Abort, KeyboardInterrupt):
@@ -99,12 +99,11 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except OSError as error:
-        if debug:
-            traceback.print_exc()
+        _trace()
         say_error(program, f"the local system answered: {error}")
         return FAILED
     except Exception as error:
-        return _bug(program, error, given, debug=debug)
+        return _bug(program, error, given)
 
 
 def _usage(program: str, error: click.ClickException) -> int:
@@ -119,22 +118,26 @@ def _usage(program: str, error: click.ClickException) -> int:
     return FAILED
 
 
-def _bug(program: str, error: Exception, arguments: Sequence[str], *, debug: bool) -> int:
+def _trace() -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
+
+
+def _bug(program: str, error: Exception, arguments: Sequence[str]) -> int:
     """Write the traceback where it can be found again, and say so in a line."""
     where = "run it again with --log-level debug to see where"
+    _trace()
     with suppress(OSError, CuckooError):
         path = drive_paths(_drive_in(arguments)).log
         log_to_file(path, "info")
         where = f"see {shown(path)}"
     log.critical("%s: a bug in cuckoo-mount, please report it", program, exc_info=error)
-    if debug:
-        traceback.print_exception(error)
     say_error(program, f"failed because of a bug ({type(error).__name__}: {error}); {where}")
     return FAILED
 
 
 def _drive_in(arguments: Sequence[str]) -> str:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument == "--drive":
             return following
         if argument.startswith("--drive="):

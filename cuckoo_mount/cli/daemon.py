@@ -12,12 +12,12 @@ import os
 import resource
 import signal
 from pathlib import Path
-from typing import Final
 
 from attrs import frozen
 
-from cuckoo_mount.cli.background import Reporter, TerminalReporter, go_to_background
+from cuckoo_mount.cli.background import Reporter, TerminalReporter, fill_standard_streams, go_to_background
 from cuckoo_mount.cli.checks import check_fuse, check_mountpoint, clear_dead_mount, hold_drive
+from cuckoo_mount.cli.common import INTERRUPTED
 from cuckoo_mount.cli.lock import DriveLock
 from cuckoo_mount.cli.logs import log_to_file, log_to_terminal, stop_terminal
 from cuckoo_mount.cli.mounts import real_path
@@ -34,7 +34,6 @@ from cuckoo_mount.config import (
 from cuckoo_mount.errors import CuckooError, UsageError
 
 log = logging.getLogger(__name__)
-INTERRUPTED: Final = 130
 
 
 @frozen(slots=True, kw_only=True)
@@ -67,6 +66,7 @@ def mount_drive(request: MountRequest) -> int:
     # Before the fork, so that a wrong option is said on the terminal.
     from cuckoo_mount.fuse.mount import parse_mount_options
 
+    fill_standard_streams()
     parse_mount_options(request.options)
     reporter: Reporter = TerminalReporter()
     terminal = log_to_terminal(request.log_level if request.foreground else "warning")
@@ -134,21 +134,27 @@ def _run(prepared: Prepared, reporter: Reporter) -> int:
         reporter.fail("interrupted", INTERRUPTED)
         return INTERRUPTED
     except BaseException as error:
-        known = _known_error(error)
+        inner = _innermost(error)
+        known = _known_error(inner)
         if known is not None:
             log.error("%s", known, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
             reporter.fail(str(known), known.exit_status)
             return known.exit_status
         where = shown(prepared.request.paths.log)
-        log.critical("%s: a bug in cuckoo-mount, please report it with %s", type(error).__name__, where, exc_info=error)
-        reporter.fail(f"failed because of a bug ({type(error).__name__}); see {where}", 1)
+        log.critical("%s: a bug in cuckoo-mount, please report it with %s", type(inner).__name__, where, exc_info=error)
+        reporter.fail(f"failed because of a bug ({type(inner).__name__}); see {where}", 1)
         return 1
 
 
-def _known_error(error: BaseException) -> CuckooError | None:
-    """Return the one error of the world behind `error`; None when a bug is among what happened."""
+def _innermost(error: BaseException) -> BaseException:
+    """Return what nurseries have wrapped, if it is one error."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    return error
+
+
+def _known_error(error: BaseException) -> CuckooError | None:
+    """Return an error of the world as one that has an exit status; None when it is a bug."""
     if isinstance(error, OSError):
         return CuckooError(f"the local disk answered: {error}")
     return error if isinstance(error, CuckooError) else None

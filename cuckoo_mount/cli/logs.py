@@ -56,8 +56,9 @@ def stop_terminal(handler: logging.Handler) -> None:
 
 def _add(handler: logging.Handler, level: str) -> None:
     root = logging.getLogger()
+    handler.setLevel(level.upper())
     root.addHandler(handler)
-    root.setLevel(level.upper())
+    root.setLevel(min(known.level for known in root.handlers if known.level) or logging.INFO)
     # Their debug lines are about themselves and may hold what was sent.
     for other in ("botocore", "boto3", "urllib3", "s3transfer", "dropbox", "asyncio"):
         logging.getLogger(other).setLevel(max(logging.WARNING, root.level))

@@ -1,7 +1,7 @@
 """`mount.cuckoo DRIVE MOUNTPOINT -o …`: what mount(8) and /etc/fstab call for the type `cuckoo`.
 
-An fstab line:  default  /home/me/Cuckoo  cuckoo  noauto,user  0 0.  Source: mount(8), "External helpers", "Exit
-status".
+A line of fstab:  default  /home/me/Cuckoo  cuckoo  noauto,user  0 0
+Source: mount(8), "External helpers" and "Exit status".
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def real_path(path: Path) -> Path:
 def is_dead(mount: CuckooMount) -> bool:
     """Return whether the daemon of a mount has died ("Transport endpoint is not connected")."""
     try:
-        os.stat(mount.mountpoint)
+        # Not stat: the kernel answers that from what it remembers.
+        os.statvfs(mount.mountpoint)
     except PermissionError:
         return False  # it answers, to others
     except OSError:

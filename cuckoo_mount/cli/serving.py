@@ -41,6 +41,7 @@ class _Ends:
     session: Session | None = None
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
+        """Act on every signal, until cancelled."""
         async for number in signals:
             log.info("got %s", signal.Signals(number).name)
             if self.session is None:

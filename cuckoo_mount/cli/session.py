@@ -17,9 +17,9 @@ import trio
 from attrs import define, field
 
 from cuckoo_mount.cache.sparse import sync_file_system
-from cuckoo_mount.cli.mounts import MountBusy, unmount
+from cuckoo_mount.cli.mounts import MountBusy, mount_at, unmount
 from cuckoo_mount.config.sizes import human_size
-from cuckoo_mount.errors import CuckooError, UsageError
+from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.fuse.control import Call, Command
 from cuckoo_mount.fuse.guard import Fault, Upcalls
 
@@ -66,22 +66,36 @@ class ControlledDrive(Protocol):
         """Give back all clean chunks; return how many bytes."""
 
 
+def _detach(mountpoint: Path) -> None:
+    """Unmount; that somebody else just did is as good.  Raises: MountBusy, ConfigurationError."""
+    try:
+        unmount(mountpoint)
+    except MountBusy:
+        raise
+    except ConfigurationError:
+        if mount_at(mountpoint) is not None:
+            raise
+
+
 @define(slots=True, eq=False, kw_only=True)
 class Session:
     """A drive, where it is mounted, and how it is to end.
 
-    `stop_serving`: ends serve_mount whoever is still in the mount.  `read_only`: mounted with -o ro.
+    `stop_serving`: ends serve_mount whoever is still in the mount.  `detach`: unmounts if nobody is; blocks.
+    `read_only`: mounted with -o ro.
     """
 
     drive: ControlledDrive
     mountpoint: Path
     read_only: bool
     stop_serving: Callable[[], None]
+    detach: Callable[[Path], None] = field(default=_detach)
     upcalls: Upcalls = field(factory=Upcalls)
     grace_s: float = GRACE_S
     ended: trio.Event = field(factory=trio.Event)
     _sending: trio.CancelScope = field(factory=trio.CancelScope)
     _stopping: bool = False
+    _unmounted: bool = False
 
     def take_upcalls(self, upcalls: Upcalls) -> None:
         """Count and inject into these from now on."""
@@ -98,7 +112,7 @@ class Session:
 
     async def stop(self) -> None:
         """Send for at most `GRACE_S`, then unmount, lazily if need be.  A second call ends the sending."""
-        if self._stopping:
+        if self._stopping or self._unmounted:
             self._sending.cancel()
             return
         self._stopping = True
@@ -108,17 +122,17 @@ class Session:
             await self.drive.send_all()
         self.grace_s = 0.0
         try:
-            await trio.to_thread.run_sync(unmount, self.mountpoint)
+            await trio.to_thread.run_sync(self.detach, self.mountpoint)
         except CuckooError as error:
             log.warning("%s; programs that still use it now get errors", error)
             self.stop_serving()
 
     async def finish(self) -> str:
         """After `serve_mount` returned: send for what is left of the time, and return a line on where everything is."""
+        self._unmounted = True
         if self.drive.pending().bytes and self.grace_s:
             log.info("unmounted; sending what is left, for at most %.0f s", self.grace_s)
             with trio.move_on_after(self.grace_s) as self._sending:
-                self._stopping = True
                 await self.drive.send_all()
         left = self.drive.pending()
         self.ended.set()
@@ -146,16 +160,15 @@ class Session:
         return {"pending": _counts(self.drive.pending()), "sent": not self.ended.is_set()}
 
     async def _umount(self, call: Call) -> Mapping[str, object]:
-        if call.flag("wait", default=True):
+        wait = call.flag("wait", default=True)
+        if wait and not self._unmounted:
             await self._send_telling(call)
-        else:
-            self.grace_s = 0.0
-        if not self.ended.is_set():
-            try:
-                await trio.to_thread.run_sync(unmount, self.mountpoint)
-            except MountBusy:
-                self.grace_s = GRACE_S
-                raise
+        if not self._unmounted:
+            # Before the unmount: finish() comes right after it.
+            self.grace_s = GRACE_S if wait else 0.0
+            await trio.to_thread.run_sync(self.detach, self.mountpoint)
+        elif not wait:
+            self._sending.cancel()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell, call)
             await self.ended.wait()

@@ -26,7 +26,7 @@ def check_object_name(name: str) -> None:
     """Raises: UsageError for a name that no cloud is asked to store."""
     if not is_object_name(name):
         raise UsageError(
-            f"object name {name[:NAME_MAX_CHARACTERS + 1]!r} is not allowed: use a-z 0-9 . _ - and /, "
+            f"object name {name[: NAME_MAX_CHARACTERS + 1]!r} is not allowed: use a-z 0-9 . _ - and /, "
             f"at most {NAME_MAX_CHARACTERS} characters, no empty, '.' or '..' part"
         )
 

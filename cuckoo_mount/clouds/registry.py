@@ -51,9 +51,7 @@ class Driver:
 
 
 GENERIC: Final = Driver(schemes=(), opener="cuckoo_mount.clouds.pyfilesystem:open_pyfilesystem_cloud")
-DRIVERS: Final = (
-    Driver(schemes=("osfs", "file"), opener="cuckoo_mount.clouds.osfs:open_folder_cloud", folder=True),
-)
+DRIVERS: Final = (Driver(schemes=("osfs", "file"), opener="cuckoo_mount.clouds.osfs:open_folder_cloud", folder=True),)
 REFUSED: Final[dict[str, str]] = {
     "zip": "an archive has to be rewritten as a whole for every change; use a folder",
     "tar": "an archive has to be rewritten as a whole for every change; use a folder",
@@ -95,7 +93,9 @@ def parse_place(url: str) -> Place:
 
 def _absolute(path: str, url: str) -> str:
     if not path:
-        raise UsageError(f"{url!r} names no folder; write a path such as /srv/cloud, or a URL such as osfs:///srv/cloud")
+        raise UsageError(
+            f"{url!r} names no folder; write a path such as /srv/cloud, or a URL such as osfs:///srv/cloud"
+        )
     if "\0" in path:
         raise UsageError(f"{url!r} has a zero byte in it, which no path can have")
     expanded = os.path.expanduser(path)

@@ -39,6 +39,7 @@ class _Table:
         self._values = dict(values)
 
     def error(self, key: str, what: str) -> ConfigurationError:
+        """Return an error that names file and key."""
         name = f"{self._where}.{key}" if self._where else key
         return ConfigurationError(f"{shown(self._path)}: {name}: {what}")
 
@@ -53,6 +54,7 @@ class _Table:
         return value
 
     def optional(self, key: str, kind: type[T]) -> T | None:
+        """As `take`; None when it is not there."""
         return self.take(key, kind) if key in self._values else None
 
     def size(self, key: str, default: int | None) -> int | None:
@@ -68,12 +70,14 @@ class _Table:
         return value
 
     def seconds(self, key: str, default: float) -> float:
+        """A number, whole or not."""
         value = self._values.pop(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"has to be a number of seconds, not {value!r}")
         return float(value)
 
     def identifier(self, key: str) -> bytes:
+        """Bytes written in hexadecimal digits."""
         text = self.take(key, str)
         try:
             return bytes.fromhex(text)
@@ -81,6 +85,7 @@ class _Table:
             raise self.error(key, f"has to be 32 hexadecimal digits, not {text!r}") from error
 
     def pairs(self, key: str) -> tuple[tuple[str, str], ...]:
+        """A table of texts, as sorted pairs; empty when it is not there."""
         table = cast(dict[str, object], self.take(key, dict, {}))
         for name, value in table.items():
             if not isinstance(value, str):
@@ -88,6 +93,7 @@ class _Table:
         return tuple(sorted((name, str(value)) for name, value in table.items()))
 
     def tables(self, key: str) -> list[_Table]:
+        """The tables written as [[key]]."""
         items = cast(list[object], self.take(key, list))
         for item in items:
             if not isinstance(item, dict):

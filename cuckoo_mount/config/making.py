@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from attrs import evolve
-
 from cuckoo_mount.config.atomic import make_private_folder
 from cuckoo_mount.config.files import write_config
 from cuckoo_mount.config.keys import DRIVE_KEY_BYTES, read_drive_key, write_drive_key
@@ -48,11 +46,6 @@ def create_default_drive(paths: DrivePaths) -> DriveConfig:
     config = DriveConfig(name=paths.name, drive_id=secrets.token_bytes(ID_BYTES), clouds=(cloud,))
     write_config(config, paths)
     return config
-
-
-def with_mountpoint(config: DriveConfig, mountpoint: Path) -> DriveConfig:
-    """Return the same drive, mounted elsewhere."""
-    return evolve(config, mountpoint=mountpoint)
 
 
 def local_cloud_folders(config: DriveConfig) -> Iterator[tuple[str, Path]]:

@@ -8,6 +8,7 @@ data.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,11 @@ from cuckoo_mount.parted.partedfs import PartedFS
 
 log = logging.getLogger(__name__)
 MAX_TASKS: Final = 99
+MAX_BACKGROUND: Final = 64
+"""READs of the page cache and late WRITEs that the kernel may have under way together.  Its own limit is 12: so many
+reads that wait for a cloud would hold back every write and fsync until their deadline."""
+_CONGESTION: Final = 48
+_CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 _PASSED_ON: Final = frozenset(
     {"allow_other", "allow_root", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "noatime", "atime"}
 )
@@ -83,12 +89,33 @@ async def serve_mount(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(operations.run_notifier)
+            nursery.start_soon(_raise_background_limit, mountpoint)
             ready.set()
             await pyfuse3.main(max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
         unmount = True
     finally:
         pyfuse3.close(unmount=unmount)
+
+
+async def _raise_background_limit(mountpoint: Path) -> None:
+    """Let the kernel have more requests under way, where it offers that; the files belong to who mounted."""
+    try:
+        await trio.to_thread.run_sync(_write_limits, mountpoint, abandon_on_cancel=True)
+    except OSError as error:
+        log.info(
+            "as root: mount -t fusectl none %s, else reads that wait may hold back writes (%s)", _CONNECTIONS, error
+        )
+
+
+def _write_limits(mountpoint: Path) -> None:
+    connection = _CONNECTIONS / str(os.minor(os.stat(mountpoint).st_dev))
+    for name, value in (("max_background", MAX_BACKGROUND), ("congestion_threshold", _CONGESTION)):
+        fd = os.open(connection / name, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d\n" % value)
+        finally:
+            os.close(fd)
 
 
 def request_stop() -> None:

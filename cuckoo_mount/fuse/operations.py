@@ -23,7 +23,7 @@ from cuckoo_mount.parted.tree import Caller
 from cuckoo_mount.types import NAME_MAX_BYTES, InodeNo
 
 log = logging.getLogger(__name__)
-DIRECTORY_BATCH: Final = 64
+DIRECTORY_BATCH: Final = 256
 _KNOWN_RENAME_FLAGS: Final = int(pyfuse3.RENAME_NOREPLACE) | int(pyfuse3.RENAME_EXCHANGE)
 _FRAGMENT: Final = 4096
 _MANY_INODES: Final = 1 << 32

@@ -198,17 +198,16 @@ class Content(Nodes, Versions):
             self._db.run("INSERT INTO chunk (ino, idx, version) VALUES (?, ?, ?)", (ino, index, version))
             self._put_partial(ino, chunk, None)
         else:
-            old, dirty, length, base = before
-            if dirty is not None:
-                self._db.counters.held_gone(ino, length, dirty=dirty == 1)
+            old, dirty, _, base = before
+            assert old != version or dirty == 1, f"version {version} is stored, its bytes cannot change"
             self._put_partial(ino, chunk, base)
-            if old == version:
-                assert dirty == 1, f"version {version} is stored, its bytes cannot change"
-            else:
+            if old != version:
                 self._db.run("UPDATE chunk SET version = ? WHERE ino = ? AND idx = ?", (version, ino, index))
                 if dirty != 1:
                     self._release(old)
         self._db.run(_PUT_HELD, (ino, index, version, chunk.length_bytes, self._tick()))
+        if before is not None and before[1] is not None:
+            self._db.counters.held_gone(ino, before[2], dirty=before[1] == 1)
         self._db.counters.held_made(ino, chunk.length_bytes, dirty=True)
         return 1 if before is None else 0
 

@@ -1,7 +1,8 @@
 """What `statistics()` and the throttles ask for at every turn, kept in memory.
 
 Used by database.py, which loads them, and by the modules that change what they count, after each change.
-They are not in the transaction: when a change is rolled back they are thrown away and counted again (database.py).
+They are not in the transaction: when a change that changed rows is rolled back they are thrown away and counted again
+(database.py), so whoever counts first and then fails before any row changed leaves them wrong.
 """
 
 from __future__ import annotations

@@ -158,9 +158,9 @@ class Database:
         if self._connection.total_changes() != before:
             # Counting anew reads whole tables: not for a change that was refused before it changed anything.
             self._counters = None
-        for reserve in self._reserves.values():
-            # The row in `sequence` may have gone back; what was given out must not be given again.
-            reserve.limit = reserve.next
+            for reserve in self._reserves.values():
+                # The row in `sequence` may have gone back; what was given out must not be given again.
+                reserve.limit = reserve.next
         if self._failure is None:
             self.run("ROLLBACK TO change")
             self.run("RELEASE change")

@@ -15,12 +15,16 @@ from cuckoo_mount.types import InodeNo
 
 @define(slots=True, eq=False)
 class FileHandle:
-    """One open(2) of a regular file.  `drops_privileges`: its set-id bits must go at the first write."""
+    """One open(2) of a regular file.  `drops_privileges`: its set-id bits must go at the first write.
+
+    `impatient_until_s`: by trio's clock; before it a read does not wait for a cloud again.
+    """
 
     state: FileState
     writing: bool
     drops_privileges: bool
     was_read: bool = False
+    impatient_until_s: float = 0.0
 
 
 @define(slots=True, eq=False)

@@ -31,8 +31,10 @@ from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set
 from cuckoo_mount.types import SIZE_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
 
 DEADLINE_S: Final = 60.0
-MAX_WAITING_READS: Final = 48
-"""Reads that wait for a cloud, of pyfuse3's 99 task slots: the others keep answering what is here."""
+IMPATIENT_S: Final = 1.0
+"""After a read-ahead failed, the kernel reads the page once more before the program is told: that must not wait
+again."""
+AGAIN_S: Final = 0.2
 DAY_NS: Final = 24 * 3600 * 10**9
 
 
@@ -59,7 +61,6 @@ class PartedFS:
         self._cache = cache
         self._space = space
         self._deadline_s = deadline_s
-        self._waiting = trio.CapacityLimiter(MAX_WAITING_READS)
         self.tree: Final = Tree(metadata, cache)
         self.handles: Final = HandleTable()
         self.on_mode_change: Callable[[InodeNo], None] = lambda ino: None
@@ -98,8 +99,10 @@ class PartedFS:
         if not handle.was_read:
             handle.was_read = True
             await self._note_access(handle.state.ino)
-        with trio.move_on_after(self._deadline_s):
+        deadline_s = AGAIN_S if trio.current_time() < handle.impatient_until_s else self._deadline_s
+        with trio.move_on_after(deadline_s):
             return await self._cache.read(handle.state, offset, size_bytes)
+        handle.impatient_until_s = trio.current_time() + IMPATIENT_S
         raise DataTimeout(f"inode {handle.state.ino}: the bytes did not arrive within {self._deadline_s:g} s")
 
     async def _note_access(self, ino: InodeNo) -> None:

@@ -48,9 +48,7 @@ Open = Callable[[], FaultyCloud]
         ("not_ours", CloudNotOurs),
     ],
 )
-def test_the_third_put_fails_in_all_openings(
-    open_cloud: Open, plan: str, action: str, kind: type[CloudError]
-) -> None:
+def test_the_third_put_fails_in_all_openings(open_cloud: Open, plan: str, action: str, kind: type[CloudError]) -> None:
     write_plan(plan, {"calls": ["put"], "nth": 3, "action": action})
     open_cloud().put("a/1", b"1")
     open_cloud().get("a/1")

@@ -150,9 +150,12 @@ async def test_partial_keeps_its_base(store: SqliteMetadata) -> None:
 async def test_failed_apply_changes_nothing(store: SqliteMetadata) -> None:
     ino = await make_file(store, b"f")
     await write(store, ino, 0)
+    version = await store.new_versions(2)
     await store.commit()
     before = (await store.get_inode(ino), await only_row(store, ino), store.statistics())
-    version = await store.new_versions(2)
+    with pytest.raises(AssertionError, match="not stored"):
+        await store.apply_written(ino, NO_CHANGES, [ChunkWritten(ZERO, version, 5, Partial(VersionNo(77), 5, ()))])
+    assert store.statistics() == before[2]
     chunks = [
         ChunkWritten(ZERO, version, 5, None),
         ChunkWritten(ChunkIndex(1), VersionNo(version + 1), 5, Partial(VersionNo(77), 5, ())),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from attrs import define, field
 from hypothesis import settings
@@ -135,10 +137,19 @@ class ContentMachine(StoreMachine[Files]):
         assert [chunk.version for chunk in found] == dirty[:limit]
         self.frozen += found
 
-    @rule(limit=st.integers(2, 6))
-    def pack_at_once(self, limit: int) -> None:
+    @rule(
+        limit=st.integers(2, 6),
+        newer=st.integers(0, 63),
+        meanwhile=st.lists(st.tuples(FILE, INDEX, st.just(70), PICK, st.booleans()), max_size=2),
+    )
+    def pack_at_once(
+        self, limit: int, newer: int = 0, meanwhile: Sequence[tuple[int, int, int, int, bool]] = ()
+    ) -> None:
+        """Freeze, write to what may be frozen, and finish, as one rule: three rules seldom come in this order."""
         self.freeze(limit)
-        self.finish_pack(limit, 0)
+        for file, index, length, wanted, same in meanwhile:
+            self.write_one(file, index, length, wanted, same=same)
+        self.finish_pack(limit, newer)
 
     @rule(count=st.integers(1, 4), newer=st.integers(0, 15))
     def finish_pack(self, count: int, newer: int) -> None:

@@ -36,8 +36,9 @@ class Gate:
 
     async def until_begun(self, count: int) -> None:
         """Wait until `count` flushes have begun in their threads."""
-        while self.begun < count:
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(60):
+            while self.begun < count:
+                await trio.lowlevel.checkpoint()
 
     def let_one_through(self) -> None:
         self._open.release()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from cuckoo_mount.errors import AlreadyExists, MetadataError
@@ -112,3 +114,21 @@ async def test_outbox_survives_reopening(tmp_path: Path) -> None:
         await store.set_setting("a", "1")
     async with await open_store(tmp_path / "metadata") as store:
         assert [record.key for record in await store.journal(10)] == [("a",)]
+
+
+async def test_triggers_see_every_kind_of_statement(tmp_path: Path) -> None:
+    path = tmp_path / "metadata"
+    async with await new_store(path) as store:
+        await clear_all(store)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("INSERT OR IGNORE INTO setting VALUES ('a', '1'), ('b', '1')")
+        assert sorted(connection.execute("SELECT k1 FROM outbox").fetchall()) == [("a",), ("b",)]
+        connection.execute("DELETE FROM outbox")
+        connection.execute("UPDATE OR IGNORE setting SET key = 'c' WHERE key = 'a'")
+        connection.execute("INSERT INTO setting VALUES ('b', '2') ON CONFLICT (key) DO UPDATE SET value = 'x'")
+        connection.execute("DELETE FROM setting WHERE key = 'c'")
+        keys = connection.execute("SELECT k1 FROM outbox ORDER BY seq").fetchall()
+    assert sorted(keys) == [("a",), ("b",), ("c",)]
+    async with await open_store(path) as store:
+        values = {record.key: record.values for record in await store.journal(10)}
+    assert values == {("a",): None, ("b",): ("x",), ("c",): None}

@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from cuckoo_mount.errors import MetadataError
+from cuckoo_mount.errors import AlreadyExists, MetadataError
 from cuckoo_mount.metadata.migrations import MIGRATIONS, migrate
 from cuckoo_mount.metadata.schema import SCHEMA_VERSION
 from cuckoo_mount.metadata.store import open_store
@@ -27,6 +27,19 @@ async def test_reopened_store_has_everything(tmp_path: Path) -> None:
         assert await store.new_versions(1) > before[1]
         assert await make_file(store, b"g") > ino
         assert await store.check_invariants() == []
+
+
+async def test_numbers_taken_in_a_refused_change(tmp_path: Path) -> None:
+    path = tmp_path / "metadata"
+    async with await new_store(path) as store:
+        await make_file(store, b"f")
+    async with await open_store(path) as store:
+        with pytest.raises(AlreadyExists):
+            await make_file(store, b"f")
+        ino = await make_file(store, b"g")
+        assert await store.check_invariants() == []
+    async with await open_store(path) as store:
+        assert await make_file(store, b"h") > ino
 
 
 async def test_closing_twice_and_using_after(tmp_path: Path) -> None:
