@@ -7,7 +7,8 @@ describe this machine's copy and never leave it.  A row of a journaled table tha
 entered in `outbox` by triggers made from `JOURNALED`.  One rule follows for who writes SQL: no `INSERT OR REPLACE`
 on a journaled table that has a second unique column, because rows removed by it fire no trigger (I-14).
 
-Cost of the triggers (shared 2-core machine, best of five runs of 2000 operations): see docs/format.md, "Journal".
+Cost of the triggers, in CPU time of the loop with them and without (2-core machine under load, best of 15 times 2000
+operations): `make_node` 36 and 24 µs, `apply_written` of one new chunk 44 and 23 µs, `change_inode` 16 and 9 µs.
 """
 
 from __future__ import annotations
