@@ -20,6 +20,7 @@ from cuckoo_mount.cli.background import Reporter, notify_systemd
 from cuckoo_mount.cli.daemon import Prepared
 from cuckoo_mount.cli.lock import LockHolder
 from cuckoo_mount.cli.mounts import mount_at, unmount
+from cuckoo_mount.cli.outside import run_outside
 from cuckoo_mount.cli.session import Session
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.drive import open_drive
@@ -111,7 +112,7 @@ async def _announce(ready: trio.Event, session: Session, prepared: Prepared, rep
     """Say that the drive is mounted, once the mount has answered a first question."""
     await ready.wait()
     with trio.move_on_after(ANSWER_DEADLINE_S) as scope:
-        await trio.to_thread.run_sync(os.stat, prepared.mountpoint, abandon_on_cancel=True)
+        await run_outside("stat", str(prepared.mountpoint))
     if scope.cancelled_caught:
         log.warning("%s has not answered for %.0f s", prepared.mountpoint, ANSWER_DEADLINE_S)
     ends.session = session

@@ -16,8 +16,8 @@ from typing import Final, Protocol, get_args
 import trio
 from attrs import define, field
 
-from cuckoo_mount.cache.sparse import sync_file_system
 from cuckoo_mount.cli.mounts import MountBusy, mount_at, unmount
+from cuckoo_mount.cli.outside import run_outside
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.fuse.control import Call, Command
@@ -195,10 +195,8 @@ class Session:
 
     async def _flush_kernel(self) -> None:
         """Have the kernel write out what programs wrote and it still keeps.  What fails, the program was or is told."""
-        try:
-            await trio.to_thread.run_sync(_flush, self.mountpoint, abandon_on_cancel=True)
-        except OSError as error:
-            log.warning("%s: the kernel could not write everything out: %s", self.mountpoint, error)
+        if not await run_outside("sync", "-f", str(self.mountpoint)):
+            log.warning("%s: the kernel could not write everything out", self.mountpoint)
 
     async def _fault(self, call: Call) -> Mapping[str, object]:
         kinds: dict[str, Fault] = {kind: kind for kind in get_args(Fault)}
@@ -232,11 +230,3 @@ def program_version() -> str:
 
 def _counts(pending: PendingCounts) -> dict[str, int]:
     return {"files": pending.files, "chunks": pending.chunks, "bytes": pending.bytes}
-
-
-def _flush(mountpoint: Path) -> None:
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        sync_file_system(fd)
-    finally:
-        os.close(fd)

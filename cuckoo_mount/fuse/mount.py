@@ -109,13 +109,29 @@ async def _raise_background_limit(mountpoint: Path) -> None:
 
 
 def _write_limits(mountpoint: Path) -> None:
-    connection = _CONNECTIONS / str(os.minor(os.stat(mountpoint).st_dev))
+    connection = _CONNECTIONS / _connection_number(mountpoint)
     for name, value in (("max_background", MAX_BACKGROUND), ("congestion_threshold", _CONGESTION)):
         fd = os.open(connection / name, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, b"%d\n" % value)
         finally:
             os.close(fd)
+
+
+def _connection_number(mountpoint: Path) -> str:
+    """Return the number of the mount's connection.
+
+    Not by stat(2): a thread that waits for the mount would keep a killed daemon from ending (cli/outside.py).
+    Raises: OSError when it is not mounted (any more).
+    """
+    place = os.fsencode(mountpoint)
+    for char in b"\\ \t\n":
+        place = place.replace(bytes([char]), b"\\%03o" % char)
+    for line in reversed(Path("/proc/self/mountinfo").read_bytes().splitlines()):
+        fields = line.split(b" ")
+        if fields[4] == place:
+            return fields[2].partition(b":")[2].decode("ascii")
+    raise FileNotFoundError(f"{mountpoint} is not in the table of mounts")
 
 
 def request_stop() -> None:
