@@ -22,6 +22,7 @@ LEVELS: Final[dict[str, int]] = {
     "types": 0,
     "errors": 0,
     "format": 0,
+    "clock": 0,
     "locks": 0,
     "clouds": 1,
     "workers": 1,  # with processes and workerprocess, its two ends

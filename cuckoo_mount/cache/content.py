@@ -27,6 +27,7 @@ from cuckoo_mount.cache.state import (
     slot_from_row,
 )
 from cuckoo_mount.cache.versions import VersionNumbers
+from cuckoo_mount.clock import now_ns
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo
 
@@ -263,7 +264,7 @@ class Content:
         # No checkpoint until the end.
         for index, start, _ in spans:
             self._make_dirty(state, file, index, start)
-        state.note_change(time.time_ns())
+        state.note_change(now_ns())
         pwrite_all(file.fd, data, offset)
         for index, start, end in spans:
             slot = state.slots[index]

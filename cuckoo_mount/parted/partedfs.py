@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -16,6 +15,7 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.clock import now_ns
 from cuckoo_mount.errors import (
     DataTimeout,
     FileTooBig,
@@ -108,9 +108,9 @@ class PartedFS:
     async def _note_access(self, ino: InodeNo) -> None:
         """Move atime as mount option relatime does."""
         inode = await self._metadata.get_inode(ino)
-        now_ns = time.time_ns()
-        if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > DAY_NS:
-            await self._metadata.change_inode(ino, InodeChanges(atime_ns=now_ns))
+        now = now_ns()
+        if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now - inode.atime_ns > DAY_NS:
+            await self._metadata.change_inode(ino, InodeChanges(atime_ns=now))
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Put `data` at `offset` (also for O_APPEND files: who calls knows the end); return its length.
@@ -173,7 +173,7 @@ class PartedFS:
         if handle.drops_privileges:
             handle.drops_privileges = False
             await self._drop_privileges(handle.state.ino)
-        await self._cache.set_size(handle.state, size_bytes, time.time_ns())
+        await self._cache.set_size(handle.state, size_bytes, now_ns())
 
     async def open_directory(self, ino: InodeNo) -> int:
         """Open a directory; return its handle.  Raises: NotADirectory, StaleInode."""

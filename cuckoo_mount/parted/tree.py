@@ -9,12 +9,12 @@ ACLs, clearing of set-id bits by chown, times.
 from __future__ import annotations
 
 import stat
-import time
 from typing import Final
 
 from attrs import frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.clock import now_ns
 from cuckoo_mount.errors import (
     AttributeTooBig,
     InvalidArgument,
@@ -111,9 +111,7 @@ class Tree:
         xattrs: dict[bytes, bytes] = {}
         if not stat.S_ISLNK(mode):
             mode, xattrs = await self._inherit(parent, mode)
-        node = NewNode(
-            mode=mode, uid=caller.uid, gid=gid, now_ns=time.time_ns(), rdev=rdev, target=target, xattrs=xattrs
-        )
+        node = NewNode(mode=mode, uid=caller.uid, gid=gid, now_ns=now_ns(), rdev=rdev, target=target, xattrs=xattrs)
         return await self._metadata.make_node(parent, name, node)
 
     async def _inherit(self, parent: InodeNo, mode: int) -> tuple[int, dict[bytes, bytes]]:
@@ -131,15 +129,15 @@ class Tree:
     async def link(self, ino: InodeNo, parent: InodeNo, name: bytes) -> Inode:
         """Give a node one more name.  Raises: AlreadyExists, NotPermitted, TooManyLinks, NotFound."""
         check_name(name)
-        return self._cache.overlay(await self._metadata.add_link(ino, parent, name, time.time_ns()))
+        return self._cache.overlay(await self._metadata.add_link(ino, parent, name, now_ns()))
 
     async def unlink(self, parent: InodeNo, name: bytes) -> None:
         """Take a name from a node; content goes with the last name and use.  Raises: NotFound, IsADirectory."""
-        await self._lose_name(await self._metadata.remove_link(parent, name, time.time_ns()))
+        await self._lose_name(await self._metadata.remove_link(parent, name, now_ns()))
 
     async def rmdir(self, parent: InodeNo, name: bytes) -> None:
         """Remove an empty directory.  Raises: NotFound, NotADirectory, DirectoryNotEmpty."""
-        await self._lose_name(await self._metadata.remove_directory(parent, name, time.time_ns()))
+        await self._lose_name(await self._metadata.remove_directory(parent, name, now_ns()))
 
     async def _lose_name(self, inode: Inode) -> None:
         if inode.nlink == 0 and self.references.lost_last_name(inode.ino):
@@ -167,7 +165,7 @@ class Tree:
         check_name(new_name)
         await self._settle_source(old_parent, old_name, new_parent, new_name)
         renamed = await self._metadata.rename(
-            old_parent, old_name, new_parent, new_name, now_ns=time.time_ns(), no_replace=no_replace, exchange=exchange
+            old_parent, old_name, new_parent, new_name, now_ns=now_ns(), no_replace=no_replace, exchange=exchange
         )
         if renamed.replaced is not None and renamed.replaced.ino != renamed.moved.ino:
             await self._lose_name(renamed.replaced)
@@ -193,7 +191,7 @@ class Tree:
     async def set_attributes(self, ino: InodeNo, request: AttributeRequest) -> Inode:
         """Change mode, owner or times; ctime is now unless given.  Raises: StaleInode."""
         inode = await self._metadata.get_inode(ino)
-        ctime_ns = time.time_ns() if request.ctime_ns is None else request.ctime_ns
+        ctime_ns = now_ns() if request.ctime_ns is None else request.ctime_ns
         mode = request.mode if request.mode is None else stat.S_IFMT(inode.mode) | stat.S_IMODE(request.mode)
         if mode is None and (request.uid is not None or request.gid is not None):
             mode = without_set_id(inode.mode)
@@ -244,7 +242,7 @@ class Tree:
             raise NameTooLong(f"an attribute's name has at most {NAME_MAX_BYTES} bytes")
         if len(value) > XATTR_MAX_BYTES:
             raise AttributeTooBig(f"an attribute has at most {XATTR_MAX_BYTES} bytes")
-        ctime_ns = time.time_ns()
+        ctime_ns = now_ns()
         stored: bytes | None = value
         mode: int | None = None
         if name in (acl.ACCESS, acl.DEFAULT):
@@ -263,7 +261,7 @@ class Tree:
 
     async def remove_xattr(self, ino: InodeNo, name: bytes) -> None:
         """Remove an extended attribute.  Raises: NoAttribute, StaleInode."""
-        await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=time.time_ns()))
+        await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 
 def without_set_id(mode: int) -> int:

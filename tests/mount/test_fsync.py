@@ -32,9 +32,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 CHUNK: Final = 1 << 20
 LONG_AGO_NS: Final = 1_000_000_000 * 10**9
-STEPS: Final = 10
-TICK_NS: Final = int(time.clock_getres(5) * 1e9)
-"""The kernel stamps what it keeps with CLOCK_REALTIME_COARSE, which may be so far behind the daemon's clock."""
+STEPS: Final = 8
 ATTACH_TIMEOUT_S: Final = 30
 
 
@@ -238,7 +236,7 @@ def test_a_chunk_that_grows_while_it_is_packed(mount: Mount) -> None:
 def test_kill_while_the_kernel_is_asked_to_write_everything_out(mount: Mount) -> None:
     """A thread of the daemon that waits in the kernel for its own mount could never be killed, nor who waits too."""
     mount.start()
-    for number in range(3):
+    for number in range(2):
         fd = os.open(mount.path / "file", os.O_RDWR | os.O_CREAT)
         for offset in range(0, 32 * CHUNK, CHUNK):
             os.pwrite(fd, bytes([number + 1]) * CHUNK, offset)
@@ -324,17 +322,17 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("program", "byte"), [(_WRITE, b"w"), (_MMAP_AFTER_CLOSE, b"m")], ids=["write", "mmap"])
-def test_bytes_of_a_program_that_was_killed_are_kept(mount: Mount, program: str, byte: bytes) -> None:
+def test_bytes_of_a_program_that_was_killed_are_kept(mount: Mount) -> None:
     mount.start()
-    path = mount.path / "file"
-    with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE) as killed:
-        assert killed.stdout is not None
-        assert killed.stdout.readline() == b"ready\n"
-        killed.kill()
+    for name, program in (("write", _WRITE), ("mmap", _MMAP_AFTER_CLOSE)):
+        with subprocess.Popen([sys.executable, "-c", program, mount.path / name], stdout=subprocess.PIPE) as killed:
+            assert killed.stdout is not None
+            assert killed.stdout.readline() == b"ready\n"
+            killed.kill()
     mount.umount(wait=False)
     mount.start()
-    assert path.read_bytes() == byte * (3 << 20)
+    assert (mount.path / "write").read_bytes() == b"w" * (3 << 20)
+    assert (mount.path / "mmap").read_bytes() == b"m" * (3 << 20)
 
 
 def test_bytes_of_a_handle_whose_flush_failed_are_kept(mount: Mount) -> None:
@@ -378,8 +376,8 @@ def test_late_writes_do_not_move_size_and_times_back(mount: Mount) -> None:
     seen.append(stamps(path))
     for earlier, later in pairwise(seen):
         assert earlier[0] <= later[0]
-        assert earlier[1] <= later[1] + TICK_NS
-        assert earlier[2] <= later[2] + TICK_NS
+        assert earlier[1] <= later[1]
+        assert earlier[2] <= later[2]
     assert seen[-1][:2] == seen[-2][:2]
 
 
@@ -471,20 +469,21 @@ def test_two_handles_append(mount: Mount) -> None:
     assert path.read_bytes() == b"first line\n" + b"".join(lines)
 
 
-@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
-def test_open_cuts_to_nothing(mount: Mount, flags: int) -> None:
+def test_open_cuts_to_nothing(mount: Mount) -> None:
     """O_TRUNC, of what is on the cloud only: there is nothing left of it after fsync, and no cloud was asked."""
     mount.start()
-    path = put_on_cloud(mount, "file", b"x" * 2 * CHUNK)
+    paths = [put_on_cloud(mount, name, b"x" * 2 * CHUNK) for name in ("first", "second")]
     misses = mount.status()["cache"]["misses"]
-    fd = os.open(path, flags | os.O_TRUNC)
-    assert path.stat().st_size == 0
-    os.fsync(fd)
-    os.pwrite(fd, b"shorter", 3)
+    handles = [os.open(path, flags | os.O_TRUNC) for path, flags in zip(paths, (os.O_WRONLY, os.O_RDWR), strict=True)]
+    for path, fd in zip(paths, handles, strict=True):
+        assert path.stat().st_size == 0
+        os.fsync(fd)
+        os.pwrite(fd, b"shorter", 3)
     assert mount.status()["cache"]["misses"] == misses
     mount.kill()
-    with pytest.raises(OSError, match=r"."):
-        os.close(fd)
+    for fd in handles:
+        with pytest.raises(OSError, match=r"."):
+            os.close(fd)
     mount.start()
-    assert path.read_bytes() in (b"", b"\0\0\0shorter")
-    mount.check()
+    for path in paths:
+        assert path.read_bytes() in (b"", b"\0\0\0shorter")
