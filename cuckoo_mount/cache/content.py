@@ -262,10 +262,14 @@ class Content:
                 break
             await self.unpromise(state, promised)
         # No checkpoint until the end.
-        for index, start, _ in spans:
-            self._make_dirty(state, file, index, start)
-        state.note_change(now_ns())
-        pwrite_all(file.fd, data, offset)
+        try:
+            for index, start, _ in spans:
+                self._make_dirty(state, file, index, start)
+            state.note_change(now_ns())
+            pwrite_all(file.fd, data, offset)
+        except OSError:
+            self._forget_unborn(state, spans)
+            raise
         for index, start, end in spans:
             slot = state.slots[index]
             growth = end - slot.length_bytes
@@ -274,6 +278,13 @@ class Content:
                 slot.pending = True
             slot.note_written(start, end)
         state.size_bytes = max(state.size_bytes, offset + len(data))
+
+    def _forget_unborn(self, state: FileState, spans: list[tuple[ChunkIndex, int, int]]) -> None:
+        """After a refused write: a chunk that never had a byte must not get a row, least of all behind the end."""
+        for index, _, _ in spans:
+            slot = state.slots.get(index)
+            if slot is not None and slot.committed is None and slot.base is None and not slot.length_bytes:
+                del state.slots[index]
 
     async def prepare_file(self, state: FileState) -> None:
         """Return when the file exists in the state folder."""

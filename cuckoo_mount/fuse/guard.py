@@ -91,8 +91,10 @@ def guarded_silent(
 
 
 def _disk_errno(error: OSError) -> int:
-    """Return what a program is told when our local disk failed: only lack of room is its own business."""
-    return errno.ENOSPC if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+    """Return what a program is told when our local disk refused: lack of room and size are its business, else EIO."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errno.ENOSPC
+    return errno.EFBIG if error.errno == errno.EFBIG else errno.EIO
 
 
 async def _inject(fault: Fault) -> None:
