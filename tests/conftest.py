@@ -6,8 +6,17 @@ Used by pytest alone.  Fixtures that only one folder of tests needs belong into 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """Give every test the usual umask: commands that are run in this process set the daemon's, which is stricter."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
