@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import trio
 from attrs import asdict, frozen
 
-from cuckoo_mount.cache.chunkcache import CacheLimits, ChunkCache, open_session
+from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
+from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
@@ -26,7 +27,7 @@ from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.metadata.store import create_store, open_store
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.records import CloudEntry
+from cuckoo_mount.multi.records import entry_of
 from cuckoo_mount.packs.garbage import collect_garbage
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
@@ -64,10 +65,6 @@ class Drive:
     async def send_all(self) -> None:
         """Return when everything written before this call is on clouds; waits as long as that takes."""
         await self._cache.send_all()
-
-    async def checkpoint(self) -> None:
-        """Make everything written so far durable on the local disk."""
-        await self._cache.checkpoint()
 
     def pending(self) -> Pending:
         """Return what is not yet on the clouds."""
@@ -153,8 +150,10 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
         stack.push_async_callback(metadata.aclose)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
         pool = await stack.enter_async_context(open_worker_pool())
-        entries = {CloudName(c.name): _entry(c, config) for c in config.clouds}
-        await _sign_clouds(metadata, pool, config, entries)
+        rows = [_cloud_row(cloud) for cloud in config.clouds]
+        settings = {CloudName(cloud.name): _cloud_settings(cloud) for cloud in config.clouds}
+        await _sign_clouds(metadata, pool, config, rows, settings)
+        entries = {row.name: entry_of(row, settings[row.name]) for row in rows}
         health = Health()
         multifs = MultiFS(entries, pool, health, config.drive_id, usage=await metadata.cloud_usage())
         keys = DriveKeys(drive_key)
@@ -209,11 +208,15 @@ async def _open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:
     return metadata
 
 
-def _entry(cloud: CloudConfig, config: DriveConfig) -> CloudEntry:
-    settings = CloudSettings(name=cloud.name, url=cloud.url, options=cloud.options, secrets=cloud.secrets)
-    return CloudEntry(
-        settings=settings,
+def _cloud_settings(cloud: CloudConfig) -> CloudSettings:
+    return CloudSettings(name=cloud.name, url=cloud.url, options=cloud.options, secrets=cloud.secrets)
+
+
+def _cloud_row(cloud: CloudConfig) -> CloudRow:
+    return CloudRow(
+        name=CloudName(cloud.name),
         cloud_id=cloud.cloud_id,
+        url=cloud.url,
         capacity_bytes=cloud.capacity_bytes,
         reserve_bytes=cloud.reserve_bytes,
         group=cloud.group,
@@ -222,29 +225,28 @@ def _entry(cloud: CloudConfig, config: DriveConfig) -> CloudEntry:
 
 
 async def _sign_clouds(
-    metadata: Metadata, pool: WorkerPool, config: DriveConfig, entries: Mapping[CloudName, CloudEntry]
+    metadata: Metadata,
+    pool: WorkerPool,
+    config: DriveConfig,
+    rows: Sequence[CloudRow],
+    settings: Mapping[CloudName, CloudSettings],
 ) -> None:
     """Write drive.json to clouds that are new to the drive, and only to those: a lost one must stay missed."""
     known = {cloud.name for cloud in await metadata.clouds()}
-    for name, entry in entries.items():
-        if name in known:
+    for row in rows:
+        if row.name in known:
             continue
         try:
             await pool.run(
-                jobs.write_identity, entry.settings, config.drive_id, entry.cloud_id, deadline_s=IDENTITY_DEADLINE_S
+                jobs.write_identity,
+                settings[row.name],
+                config.drive_id,
+                row.cloud_id,
+                deadline_s=IDENTITY_DEADLINE_S,
             )
         except CloudError as error:
             log.warning("%s; it is left out until the next mount", error)
             continue
-        row = CloudRow(
-            name=name,
-            cloud_id=entry.cloud_id,
-            url=entry.settings.url,
-            capacity_bytes=entry.capacity_bytes,
-            reserve_bytes=entry.reserve_bytes,
-            group=entry.group,
-            read_only=entry.read_only,
-        )
         await metadata.put_cloud(row)
         await metadata.make_durable()
 

@@ -26,7 +26,7 @@ from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import CHUNK_SIZE_BYTES, Inode, InodeNo
+from cuckoo_mount.types import Inode, InodeNo
 
 
 @frozen(slots=True)
@@ -218,6 +218,3 @@ async def open_session(metadata: Metadata, *, state_folder: Path, cache_folder: 
     prepare_folder(state_folder)
     prepare_folder(cache_folder)
     return await begin_session(metadata, cache_folder)
-
-
-__all__ = ["CHUNK_SIZE_BYTES", "CacheLimits", "CacheStatistics", "ChunkCache", "FileState", "open_session"]

@@ -18,7 +18,8 @@ from typing import TypeVar
 import trio
 from attrs import define, field
 
-from cuckoo_mount.cache.chunkcache import CacheLimits, ChunkCache, open_session
+from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
+from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.identity import write_identity
 from cuckoo_mount.clouds.registry import open_cloud
