@@ -9,35 +9,34 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import trio
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
 from cuckoo_mount.cache.pressure import CacheLimits
-from cuckoo_mount.clouds import jobs
-from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
-from cuckoo_mount.errors import CloudError, ConfigurationError
+from cuckoo_mount.config import DriveConfig, DrivePaths
+from cuckoo_mount.errors import ConfigurationError
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.metadata.store import create_store, open_store
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.records import entry_of
+from cuckoo_mount.multi.redundancy import format_policy, parse_policy
 from cuckoo_mount.packs.garbage import collect_garbage
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
-from cuckoo_mount.types import CloudName, CloudRow
-from cuckoo_mount.workers import WorkerPool, open_worker_pool
+from cuckoo_mount.roster import Roster
+from cuckoo_mount.workers import open_worker_pool
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
-IDENTITY_DEADLINE_S: Final = 30.0
+MEETING_S: Final = 10.0
+"""How long a mount waits for clouds before it starts from what is here."""
 METADATA_FILE: Final = "metadata.sqlite"
 
 
@@ -54,13 +53,18 @@ class Drive:
     """One open drive."""
 
     def __init__(
-        self, config: DriveConfig, metadata: Metadata, multifs: MultiFS, cache: ChunkCache, filesystem: PartedFS
+        self, roster: Roster, metadata: Metadata, multifs: MultiFS, cache: ChunkCache, filesystem: PartedFS
     ) -> None:
-        self.config: Final = config
+        self.roster: Final = roster
         self.filesystem: Final = filesystem
         self._metadata = metadata
         self._multifs = multifs
         self._cache = cache
+
+    @property
+    def config(self) -> DriveConfig:
+        """The configuration as it is now: commands change its list of clouds."""
+        return self.roster.config
 
     async def send_all(self) -> None:
         """Return when everything written before this call is on clouds; waits as long as that takes."""
@@ -83,10 +87,11 @@ class Drive:
         """Return the drive's part of `status --json`; never waits for a cloud."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
         self._multifs.set_usage(await self._metadata.cloud_usage())
+        degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
             "redundancy": self.config.redundancy,
-            "state": self._state(),
+            "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
             # Epochs come with the release that puts metadata on the clouds; until then nothing of it is there.
             "epoch": {"local": 0, "cloud": None, "age_s": None},
@@ -106,7 +111,7 @@ class Drive:
                 "count": held.packs,
                 "live_bytes": held.pack_live_bytes,
                 "stored_bytes": held.pack_stored_bytes,
-                "degraded": 0,
+                "degraded": degraded,
             },
             "files": held.inodes,
         }
@@ -123,12 +128,14 @@ class Drive:
         return total
 
     async def run_housekeeping(self) -> None:
-        """Probe the clouds and delete dead packs, one request per minute and cloud at most, until cancelled."""
+        """Look after the clouds and delete dead packs, until cancelled.
+
+        An idle drive makes at most one request per minute and cloud, and mostly none (multi/multifs.py).
+        """
         while True:
             await trio.sleep(HOUSEKEEPING_S)
-            if self._state() != "ok":
-                await self._multifs.probe()
-            await self._multifs.refresh_space()
+            await self._multifs.look_after()
+            await self.roster.sign_new()
             await self.collect()
 
     async def collect(self) -> None:
@@ -148,23 +155,27 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
     async with AsyncExitStack() as stack:
         metadata = await _open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
+        config = await _settled(config, metadata)
+        policy = parse_policy(config.redundancy)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
         pool = await stack.enter_async_context(open_worker_pool())
-        rows = [_cloud_row(cloud) for cloud in config.clouds]
-        settings = {CloudName(cloud.name): _cloud_settings(cloud) for cloud in config.clouds}
-        await _sign_clouds(metadata, pool, config, rows, settings)
-        entries = {row.name: entry_of(row, settings[row.name]) for row in rows}
-        health = Health()
-        multifs = MultiFS(entries, pool, health, config.drive_id, usage=await metadata.cloud_usage())
+        multifs = MultiFS({}, pool, Health(), config.drive_id, usage=await metadata.cloud_usage())
+        roster = Roster(config, paths, metadata, multifs, pool, load_slots=_no_slots)
         keys = DriveKeys(drive_key)
         writer = PackWriter(
-            metadata, multifs, pool, keys, paths.state / "staging", drive_id=config.drive_id, encrypted=config.encrypted
+            metadata,
+            multifs,
+            pool,
+            keys,
+            paths.state / "staging",
+            drive_id=config.drive_id,
+            encrypted=config.encrypted,
+            policy=format_policy(policy),
         )
         reader = PackReader(
             metadata, multifs, keys, config.drive_id, encrypted=config.encrypted, deadline_s=config.deadline_s
         )
-        await multifs.probe()
-        await multifs.refresh_space()
+        await _meet_clouds(roster, multifs)
         await writer.recover()
         cache = ChunkCache(
             metadata,
@@ -176,14 +187,25 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
             digest=keys.chunk_digest,
             ticks=ticks,
         )
-        filesystem = PartedFS(metadata, cache, space=_space_of(multifs), deadline_s=config.deadline_s)
-        drive = Drive(config, metadata, multifs, cache, filesystem)
+        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy.shares), deadline_s=config.deadline_s)
+        drive = Drive(roster, metadata, multifs, cache, filesystem)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             try:
                 yield drive
             finally:
                 nursery.cancel_scope.cancel()
+
+
+async def _meet_clouds(roster: Roster, multifs: MultiFS) -> None:
+    """Look which clouds are there, for a short while: whoever comes later is met by the housekeeping."""
+    await roster.load()
+    with trio.move_on_after(MEETING_S) as scope:
+        await multifs.probe()
+        await roster.sign_new()
+        await multifs.refresh_space()
+    if scope.cancelled_caught:
+        log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
 
 
 async def _open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:
@@ -195,9 +217,8 @@ async def _open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:
         metadata = await create_store(path, uid=os.getuid(), gid=os.getgid(), now_ns=time.time_ns())
     known = await metadata.get_setting("drive_id")
     if known is None:
-        await metadata.set_setting("drive_id", config.drive_id.hex())
-        await metadata.set_setting("redundancy", config.redundancy)
-        await metadata.set_setting("encryption", "aes-256-gcm" if config.encrypted else "none")
+        for key, value in _settings_of(config).items():
+            await metadata.set_setting(key, value)
         await metadata.make_durable()
     elif known != config.drive_id.hex():
         await metadata.aclose()
@@ -208,47 +229,30 @@ async def _open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:
     return metadata
 
 
-def _cloud_settings(cloud: CloudConfig) -> CloudSettings:
-    return CloudSettings(name=cloud.name, url=cloud.url, options=cloud.options, secrets=cloud.secrets)
+def _settings_of(config: DriveConfig) -> dict[str, str]:
+    return {
+        "drive_id": config.drive_id.hex(),
+        "redundancy": config.redundancy,
+        "encryption": "aes-256-gcm" if config.encrypted else "none",
+    }
 
 
-def _cloud_row(cloud: CloudConfig) -> CloudRow:
-    return CloudRow(
-        name=CloudName(cloud.name),
-        cloud_id=cloud.cloud_id,
-        url=cloud.url,
-        capacity_bytes=cloud.capacity_bytes,
-        reserve_bytes=cloud.reserve_bytes,
-        group=cloud.group,
-        read_only=cloud.read_only,
-    )
+async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
+    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
+    redundancy = await metadata.get_setting("redundancy") or config.redundancy
+    if parse_policy(redundancy) != parse_policy(config.redundancy):
+        log.warning(
+            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
+        )
+    encrypted = await metadata.get_setting("encryption") != "none"
+    if encrypted != config.encrypted:
+        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
+    return evolve(config, redundancy=redundancy, encrypted=encrypted)
 
 
-async def _sign_clouds(
-    metadata: Metadata,
-    pool: WorkerPool,
-    config: DriveConfig,
-    rows: Sequence[CloudRow],
-    settings: Mapping[CloudName, CloudSettings],
-) -> None:
-    """Write drive.json to clouds that are new to the drive, and only to those: a lost one must stay missed."""
-    known = {cloud.name for cloud in await metadata.clouds()}
-    for row in rows:
-        if row.name in known:
-            continue
-        try:
-            await pool.run(
-                jobs.write_identity,
-                settings[row.name],
-                config.drive_id,
-                row.cloud_id,
-                deadline_s=IDENTITY_DEADLINE_S,
-            )
-        except CloudError as error:
-            log.warning("%s; it is left out until the next mount", error)
-            continue
-        await metadata.put_cloud(row)
-        await metadata.make_durable()
+async def _no_slots() -> dict[str, bytes]:
+    await trio.lowlevel.checkpoint()
+    return {}
 
 
 def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
@@ -261,9 +265,9 @@ def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> Cache
     return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
 
 
-def _space_of(multifs: MultiFS) -> Callable[[], Awaitable[SpaceLeft]]:
+def _space_of(multifs: MultiFS, copies: int) -> Callable[[], Awaitable[SpaceLeft]]:
     async def space() -> SpaceLeft:
-        room = await multifs.free_space()
+        room = await multifs.free_space(copies)
         return SpaceLeft(room.total_bytes, room.free_bytes)
 
     return space

@@ -130,6 +130,16 @@ class ChunkRow:
 
 
 @frozen(slots=True)
+class AbsentChunk:
+    """A chunk that is on clouds and, as far as the metadata knows, not held here."""
+
+    ino: InodeNo
+    index: ChunkIndex
+    version: VersionNo
+    location: Location
+
+
+@frozen(slots=True)
 class ChunkWritten:
     """A chunk version whose `length_bytes` bytes are on the local disk and may now be named by its file's row."""
 
@@ -170,7 +180,10 @@ class ShareRow:
 
 @frozen(slots=True)
 class PackRow:
-    """A pack in the catalogue.  `dead`: nothing refers to it and nothing ever will again."""
+    """A pack in the catalogue.  `dead`: nothing refers to it and nothing ever will again.
+
+    `live_bytes`, `used_bytes`: of the versions that still live in it, plain and sealed.
+    """
 
     number: PackNo
     pack_id: bytes
@@ -179,6 +192,7 @@ class PackRow:
     live_bytes: int
     dead: bool
     shares: tuple[ShareRow, ...]
+    used_bytes: int = 0
 
 
 @frozen(slots=True)

@@ -38,6 +38,7 @@ LEVELS: Final[dict[str, int]] = {
     "pyfs": 7,
     "testing": 7,
     "drive": 8,
+    "roster": 8,
     "fsck": 8,
     "config": 8,
     "cli": 8,

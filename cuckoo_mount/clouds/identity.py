@@ -51,6 +51,19 @@ def read_identity(cloud: Cloud, drive_id: bytes) -> bytes:
     return found
 
 
+def find_identity(cloud: Cloud, drive_id: bytes) -> bytes | None:
+    """Return the cloud id that this place has in drive `drive_id`; None if it has no drive.json of that drive.
+
+    Raises: as `read_identity` otherwise.
+    """
+    try:
+        return read_identity(cloud, drive_id)
+    except CloudNotOurs as error:
+        if isinstance(error.__cause__, CloudMissing):
+            return None
+        raise
+
+
 def check_identity(cloud: Cloud, drive_id: bytes, cloud_id: bytes) -> None:
     """Return if this place is cloud `cloud_id` of drive `drive_id`; only then may its CloudMissing be believed.
 
@@ -69,10 +82,6 @@ def write_identity(cloud: Cloud, drive_id: bytes, cloud_id: bytes) -> None:
 
     Raises: CloudNotOurs if it already is another cloud of this drive; otherwise as `read_identity` and `Cloud.put`.
     """
-    try:
-        check_identity(cloud, drive_id, cloud_id)
-    except CloudNotOurs as error:
-        if not isinstance(error.__cause__, CloudMissing):
-            raise
+    if find_identity(cloud, drive_id) is None:
         cloud.put(identity_name(drive_id), identity_bytes(drive_id, cloud_id))
-        check_identity(cloud, drive_id, cloud_id)
+    check_identity(cloud, drive_id, cloud_id)

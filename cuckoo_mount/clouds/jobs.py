@@ -78,3 +78,8 @@ def check_identity(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) ->
 def write_identity(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) -> None:
     """Make the place cloud `cloud_id` of drive `drive_id`, as identity.write_identity."""
     identity.write_identity(open_cloud(without_expectations(settings)), drive_id, cloud_id)
+
+
+def find_identity(settings: CloudSettings, drive_id: bytes) -> bytes | None:
+    """Return the cloud id that the place has in drive `drive_id`, None if it was never a cloud of that drive."""
+    return identity.find_identity(open_cloud(without_expectations(settings)), drive_id)

@@ -16,9 +16,16 @@ from typing import Final, TypeVar, cast
 
 from cuckoo_mount.config.atomic import make_private, write_private_file
 from cuckoo_mount.config.paths import DrivePaths, shown
-from cuckoo_mount.config.records import CACHE_LIMIT_DEFAULT_BYTES, DEADLINE_DEFAULT_S, CloudConfig, DriveConfig
+from cuckoo_mount.config.records import (
+    CACHE_LIMIT_DEFAULT_BYTES,
+    DEADLINE_DEFAULT_S,
+    NO_REDUNDANCY,
+    CloudConfig,
+    DriveConfig,
+)
 from cuckoo_mount.config.sizes import format_size, parse_size
 from cuckoo_mount.errors import ConfigurationError, UsageError
+from cuckoo_mount.types import PACK_SIZE_BYTES
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -94,7 +101,7 @@ class _Table:
 
     def tables(self, key: str) -> list[_Table]:
         """The tables written as [[key]]."""
-        items = cast(list[object], self.take(key, list))
+        items = cast(list[object], self.take(key, list, []))
         for item in items:
             if not isinstance(item, dict):
                 raise self.error(key, f"has to be written as [[{key}]]")
@@ -126,17 +133,23 @@ def read_config(paths: DrivePaths) -> DriveConfig | None:
         config = DriveConfig(
             name=paths.name,
             drive_id=table.identifier("drive_id"),
-            redundancy=table.take("redundancy", str, "none"),
+            redundancy=table.take("redundancy", str, NO_REDUNDANCY),
+            pack_size_bytes=table.size("pack_size", None) or PACK_SIZE_BYTES,
             encrypted=table.take("encrypted", bool, True),
             mountpoint=Path(mountpoint) if mountpoint is not None else None,
             cache_limit_bytes=table.size("cache_limit", None) or CACHE_LIMIT_DEFAULT_BYTES,
             deadline_s=table.seconds("deadline_s", DEADLINE_DEFAULT_S),
             clouds=tuple(_cloud(cloud) for cloud in table.tables("cloud")),
         )
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         raise ConfigurationError(f"{shown(paths.config_file)}: {error.args[0]}") from error
     table.end()
     return config
+
+
+def cloud_of_document(document: Mapping[str, object], source: Path) -> CloudConfig:
+    """Return the cloud that `cloud_document` described; `source` stands in errors.  Raises: ConfigurationError."""
+    return _cloud(_Table(source, "cloud", document))
 
 
 def _cloud(table: _Table) -> CloudConfig:
@@ -153,7 +166,7 @@ def _cloud(table: _Table) -> CloudConfig:
             options=table.pairs("options"),
             secrets=table.pairs("secrets"),
         )
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         raise table.error("name", f"cloud {name!r}: {error.args[0]}") from error
     table.end()
     return cloud
@@ -194,17 +207,20 @@ def write_config(config: DriveConfig, paths: DrivePaths) -> None:
     document: dict[str, object] = {
         "drive_id": config.drive_id.hex(),
         "redundancy": config.redundancy,
+        "pack_size": format_size(config.pack_size_bytes),
         "encrypted": config.encrypted,
         "mountpoint": str(config.mountpoint) if config.mountpoint is not None else None,
         "cache_limit": format_size(config.cache_limit_bytes),
         "deadline_s": config.deadline_s,
-        "cloud": [_cloud_document(cloud) for cloud in config.clouds],
+        # Nothing rather than an empty list, after which nobody could write [[cloud]] by hand.
+        "cloud": [cloud_document(cloud) for cloud in config.clouds] or None,
     }
     text = _HEADER + tomli_w.dumps({key: value for key, value in document.items() if value is not None})
     write_private_file(paths.config_file, _encode(text, paths.config_file), replace=True)
 
 
-def _cloud_document(cloud: CloudConfig) -> dict[str, object]:
+def cloud_document(cloud: CloudConfig) -> dict[str, object]:
+    """Return a cloud as its table in the TOML file, which is also how it goes over the control socket."""
     document: dict[str, object] = {"name": cloud.name, "url": cloud.url, "id": cloud.cloud_id.hex()}
     if cloud.capacity_bytes is not None:
         document["capacity"] = format_size(cloud.capacity_bytes)

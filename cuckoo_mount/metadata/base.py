@@ -15,6 +15,7 @@ from typing import Protocol
 from attrs import Factory, frozen
 
 from cuckoo_mount.types import (
+    AbsentChunk,
     ChunkIndex,
     ChunkRow,
     ChunkWritten,
@@ -209,6 +210,13 @@ class Metadata(Protocol):
     async def partial_chunks(self, limit: int) -> list[tuple[InodeNo, ChunkIndex]]:
         """Return up to `limit` dirty chunks whose base is still missing here."""
 
+    async def absent_neighbours(self, pack: PackNo, start: int, end: int, limit: int) -> list[AbsentChunk]:
+        """Return up to `limit` chunks stored in `pack` at offsets start ≤ offset < end and not held here, by offset.
+
+        Without chunks of nodes that lost their last name, and without versions that so many chunks name that bringing
+        them all here for one of them would be waste.  A version named by several chunks is there for each of them.
+        """
+
     # -- packs and clouds --
 
     async def begin_pack(self, pack_id: bytes) -> None:
@@ -250,6 +258,23 @@ class Metadata(Protocol):
     async def put_cloud(self, cloud: CloudRow) -> None:
         """Add a cloud or change the one of that name."""
 
+    async def remove_cloud(self, cloud: CloudName) -> None:
+        """Remove a cloud, and its shares of packs that lie elsewhere too.
+
+        Those that lie nowhere else stay on record (I-8): they can be read again if the cloud ever comes back.
+
+        Raises: MetadataError when there is no such cloud.
+        """
+
+    async def only_on(self, cloud: CloudName) -> tuple[int, int]:
+        """Return how many living packs lie on this cloud and on no other, and their bytes."""
+
+    async def degraded_packs(self) -> int:
+        """Return how many living packs have fewer shares on the drive's clouds than their policy wants.
+
+        Reads all of them.
+        """
+
     async def cloud_usage(self) -> dict[CloudName, tuple[int, int]]:
         """Return per cloud: packs with a share there, and bytes of those shares."""
 
@@ -260,6 +285,12 @@ class Metadata(Protocol):
 
     async def set_setting(self, key: str, value: str) -> None:
         """Set a setting of the drive."""
+
+    async def delete_setting(self, key: str) -> None:
+        """Remove a setting of the drive; nothing happens if there is none."""
+
+    async def settings(self, prefix: str) -> dict[str, str]:
+        """Return all settings of the drive whose key begins with `prefix`, sorted by key."""
 
     async def get_local(self, key: str) -> str | None:
         """Return a setting of this machine's copy (not journaled)."""

@@ -13,7 +13,8 @@ from cuckoo_mount.metadata.counters import Row
 from cuckoo_mount.metadata.versions import Versions
 from cuckoo_mount.types import CloudName, CloudRow, PackNo, PackRow, SealedChunk, ShareRow, VersionNo
 
-_PACK_COLUMNS = "number, pack_id, policy, size, live, dead_epoch"
+SETTINGS_SQL = "SELECT key, value FROM setting WHERE substr(key, 1, length(?)) = ? ORDER BY key"
+_PACK_COLUMNS = "number, pack_id, policy, size, live, used, dead_epoch"
 
 
 def share_length_bytes(policy: str, size_bytes: int) -> int:
@@ -45,16 +46,17 @@ class Catalogue(Versions):
             begun = self._db.run("DELETE FROM pack_intent WHERE pack_id = ?", (pack_id,))
             assert begun, f"pack {pack_id.hex()} was not begun"
             number = self._db.take("pack")
-            live, named = 0, 0
+            live, used, named = 0, 0, 0
             for item in sealed:
                 if self._place(number, item, overwritten):
                     live += item.chunk.length_bytes
+                    used += item.length_bytes
                     named += 1
             epoch = self._epoch()
             self._db.run(
-                "INSERT INTO pack (number, pack_id, policy, size, live, born_epoch, dead_epoch)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (number, pack_id, policy, size_bytes, live, epoch, None if named else epoch),
+                "INSERT INTO pack (number, pack_id, policy, size, live, used, born_epoch, dead_epoch)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (number, pack_id, policy, size_bytes, live, used, epoch, None if named else epoch),
             )
             length = share_length_bytes(policy, size_bytes)
             for share in shares:
@@ -130,6 +132,13 @@ class Catalogue(Versions):
     async def set_setting(self, key: str, value: str) -> None:
         self._put_setting("setting", key, value)
 
+    async def delete_setting(self, key: str) -> None:
+        self._db.ready()
+        self._db.run("DELETE FROM setting WHERE key = ?", (key,))
+
+    async def settings(self, prefix: str) -> dict[str, str]:
+        return dict(self._db.rows(SETTINGS_SQL, (prefix, prefix)))
+
     async def get_local(self, key: str) -> str | None:
         return self._setting("local_setting", key)
 
@@ -164,10 +173,17 @@ class Catalogue(Versions):
         return dict(rows)
 
     def _pack(self, row: Row) -> PackRow:
-        number, pack_id, policy, size, live, dead = row
+        number, pack_id, policy, size, live, used, dead = row
         shares = self._db.rows("SELECT share, cloud, digest FROM share WHERE pack = ? ORDER BY share", (number,))
         return PackRow(
-            PackNo(number), pack_id, policy, size, live, dead is not None, tuple(ShareRow(*share) for share in shares)
+            number=PackNo(number),
+            pack_id=pack_id,
+            policy=policy,
+            size_bytes=size,
+            live_bytes=live,
+            dead=dead is not None,
+            shares=tuple(ShareRow(*share) for share in shares),
+            used_bytes=used,
         )
 
     def _setting(self, table: str, key: str) -> str | None:

@@ -129,6 +129,11 @@ _CHECKS: Final = (
         LEFT JOIN version v ON v.pack = p.number GROUP BY p.number HAVING p.live <> total""",
     ),
     (
+        "I-16: pack (number, used, sum) counts its sealed live bytes wrong",
+        """SELECT p.number, p.used, coalesce(sum(v.length), 0) AS total FROM pack p
+        LEFT JOIN version v ON v.pack = p.number GROUP BY p.number HAVING p.used <> total""",
+    ),
+    (
         "I-16: node (inode, chunks, rows) counts its chunks wrong",
         """SELECT i.ino, i.chunks, count(c.ino) FROM inode i LEFT JOIN chunk c ON c.ino = i.ino
         GROUP BY i.ino HAVING i.chunks <> count(c.ino)""",

@@ -14,6 +14,7 @@ from typing import Any, Final
 from cuckoo_mount.metadata.nodes import Nodes, stale
 from cuckoo_mount.metadata.versions import Versions
 from cuckoo_mount.types import (
+    AbsentChunk,
     ChunkIndex,
     ChunkRow,
     ChunkWritten,
@@ -57,6 +58,15 @@ _ADD_HELD: Final = """
 _DIRTY: Final = """
     SELECT h.ino, h.idx, h.version, h.length FROM held h WHERE h.dirty = 1
     AND NOT EXISTS (SELECT 1 FROM partial p WHERE p.ino = h.ino AND p.idx = h.idx) ORDER BY h.version"""
+_NAMED_OFTEN: Final = 16
+"""A version that more rows name is not brought here for all of them when one of its neighbours is read."""
+_ABSENT: Final = """
+    SELECT c.ino, c.idx, c.version, v.pack, v.offset, v.length, v.plain, v.digest
+    FROM version v CROSS JOIN chunk c ON c.version = v.version
+    WHERE v.pack = ? AND v.offset >= ? AND v.offset < ? AND v.refs <= ?
+    AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ino = c.ino AND h.idx = c.idx)
+    AND EXISTS (SELECT 1 FROM inode i WHERE i.ino = c.ino AND i.nlink > 0)
+    ORDER BY v.offset LIMIT ?"""
 _NOTHING: Final[frozenset[int]] = frozenset()
 
 
@@ -177,6 +187,13 @@ class Content(Nodes, Versions):
     async def partial_chunks(self, limit: int) -> list[tuple[InodeNo, ChunkIndex]]:
         rows = self._db.rows("SELECT ino, idx FROM partial ORDER BY ino, idx LIMIT ?", (limit,))
         return [(InodeNo(ino), ChunkIndex(index)) for ino, index in rows]
+
+    async def absent_neighbours(self, pack: PackNo, start: int, end: int, limit: int) -> list[AbsentChunk]:
+        found = self._db.rows(_ABSENT, (pack, start, end, _NAMED_OFTEN, limit))
+        return [
+            AbsentChunk(InodeNo(ino), ChunkIndex(index), VersionNo(version), Location(PackNo(number), *place))
+            for ino, index, version, number, *place in found
+        ]
 
     # -- inside; part of the caller's change --
 

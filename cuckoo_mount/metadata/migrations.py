@@ -16,7 +16,25 @@ from cuckoo_mount.metadata.schema import APPLICATION_ID, JOURNALED, JOURNALED_TA
 
 Migration = Callable[[apsw.Connection], None]
 
-MIGRATIONS: Final[tuple[Migration, ...]] = ()
+
+def _to_2(connection: apsw.Connection) -> None:
+    """Add what dedup, compaction and collection look up: by digest, by version, by place in a pack; sealed bytes."""
+    connection.execute(
+        """CREATE INDEX chunk_version ON chunk (version);
+        DROP INDEX version_pack;
+        CREATE INDEX version_pack ON version (pack, offset);
+        CREATE INDEX version_digest ON version (digest);
+        ALTER TABLE pack ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+        UPDATE pack SET used = (SELECT coalesce(sum(length), 0) FROM version v WHERE v.pack = pack.number);
+        CREATE TABLE stray (pack_id BLOB NOT NULL, cloud TEXT NOT NULL, PRIMARY KEY (pack_id, cloud))
+            STRICT, WITHOUT ROWID;
+        CREATE TABLE unknown_object (
+            cloud TEXT NOT NULL, name TEXT NOT NULL, seen INTEGER NOT NULL, PRIMARY KEY (cloud, name)
+        ) STRICT, WITHOUT ROWID;"""
+    )
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_to_2,)
 """The n-th leads from version n + 1 to n + 2.  Never changed once released; SCHEMA_VERSION = len(MIGRATIONS) + 1."""
 
 

@@ -20,7 +20,7 @@ from attrs import frozen
 
 APPLICATION_ID: Final = 0x43754B6F
 """In the header of the file: `CuKo`.  A file without it is not ours and is not touched."""
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """`PRAGMA user_version` of a file with the tables below."""
 
 JOURNALED_TABLES: Final = """
@@ -90,6 +90,7 @@ CREATE TABLE chunk (
     version INTEGER NOT NULL,       -- from sequence `version`; stored if `version` has it, else held dirty here
     PRIMARY KEY (ino, idx)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX chunk_version ON chunk (version);
 
 -- Where a version is stored.  No row: it is dirty.  Goes when `refs` would be 0, and never comes back (I-10).
 CREATE TABLE version (
@@ -101,7 +102,8 @@ CREATE TABLE version (
     digest BLOB NOT NULL,           -- keyed hash of the plain bytes, 32 bytes
     refs INTEGER NOT NULL           -- counter, ≥ 1: rows of `chunk` and `partial` that name it (I-16)
 ) STRICT;
-CREATE INDEX version_pack ON version (pack);
+CREATE INDEX version_pack ON version (pack, offset);
+CREATE INDEX version_digest ON version (digest);
 
 -- The catalogue.
 CREATE TABLE pack (
@@ -110,6 +112,7 @@ CREATE TABLE pack (
     policy TEXT NOT NULL,           -- '1', 'N' copies, 'K+M'
     size INTEGER NOT NULL,          -- bytes of the whole pack
     live INTEGER NOT NULL,          -- counter: sum of `plain` of its versions (I-16)
+    used INTEGER NOT NULL,          -- counter: sum of `length` of its versions (I-16): what compaction would keep
     born_epoch INTEGER NOT NULL,    -- local setting `epoch` when it was entered (0 before there are epochs)
     dead_epoch INTEGER              -- the same when its last version went; NULL = alive.  Final
 ) STRICT;
@@ -154,6 +157,22 @@ CREATE TABLE partial (
 -- Packs begun and neither finished nor abandoned (I-9).
 CREATE TABLE pack_intent (
     pack_id BLOB NOT NULL PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
+-- Clouds on which an object of a finished pack may lie that no row of `share` explains: one that did not answer in
+-- time, so that another was given the share.  Goes when the cloud confirmed that nothing is there (packs/garbage.py).
+CREATE TABLE stray (
+    pack_id BLOB NOT NULL,
+    cloud TEXT NOT NULL,            -- its name
+    PRIMARY KEY (pack_id, cloud)
+) STRICT, WITHOUT ROWID;
+
+-- Objects on the clouds that nothing explains, since when they are known; deleted when that is long ago.
+CREATE TABLE unknown_object (
+    cloud TEXT NOT NULL,            -- its name
+    name TEXT NOT NULL,             -- of the object
+    seen INTEGER NOT NULL,          -- when it was first listed: ns since the epoch, of this machine's clock
+    PRIMARY KEY (cloud, name)
 ) STRICT, WITHOUT ROWID;
 
 -- Which journaled rows changed since they last reached the clouds.
@@ -254,6 +273,6 @@ JOURNALED: Final = (
     JournaledTable(6, "xattr", ("ino", "name"), ("value",)),
     JournaledTable(7, "chunk", ("ino", "idx"), ("version",)),
     JournaledTable(8, "version", ("version",), ("pack", "offset", "length", "plain", "digest", "refs")),
-    JournaledTable(9, "pack", ("number",), ("pack_id", "policy", "size", "live", "born_epoch", "dead_epoch")),
+    JournaledTable(9, "pack", ("number",), ("pack_id", "policy", "size", "live", "used", "born_epoch", "dead_epoch")),
     JournaledTable(10, "share", ("pack", "share"), ("cloud", "digest", "length")),
 )

@@ -22,6 +22,7 @@ from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.base import MetadataStatistics
 from cuckoo_mount.metadata.catalogue import Catalogue
 from cuckoo_mount.metadata.checks import Checks
+from cuckoo_mount.metadata.cloudrows import CloudRows
 from cuckoo_mount.metadata.content import Content
 from cuckoo_mount.metadata.database import Database
 from cuckoo_mount.metadata.flush import SharedFlush
@@ -54,7 +55,7 @@ class StoreOptions:
 DEFAULT_OPTIONS: Final = StoreOptions()
 
 
-class SqliteMetadata(Renames, Content, Catalogue, Journal, Checks):
+class SqliteMetadata(Renames, Content, Catalogue, CloudRows, Journal, Checks):
     """One open store; see `Metadata` for every method.  Also an async context manager that ends with `aclose`.
 
     Nothing but `make_durable`, `aclose` checkpoints.  All raise MetadataError after a failure (database.py).

@@ -21,37 +21,42 @@ class Versions(Part):
 
     def _release(self, version: int) -> None:
         """Count one row less that names `version`; a version that is not stored was dirty and simply is no more."""
-        row = self._db.row("SELECT refs, pack, plain FROM version WHERE version = ?", (version,))
+        row = self._db.row("SELECT refs, pack, plain, length FROM version WHERE version = ?", (version,))
         if row is None:
             return
-        refs, pack, plain = row
+        refs, pack, plain, sealed = row
         if refs > 1:
             self._db.run("UPDATE version SET refs = refs - 1 WHERE version = ?", (version,))
         else:
             self._db.run("DELETE FROM version WHERE version = ?", (version,))
-            self._lighten(pack, plain)
+            self._lighten(pack, plain, sealed)
 
     def _release_file(self, ino: int, first: int) -> None:
         """Release what the chunk rows of `ino` from index `first` on name; the caller removes those rows next."""
         named = "version IN (SELECT version FROM chunk WHERE ino = ? AND idx >= ?)"
-        gone = self._db.rows(f"DELETE FROM version WHERE refs = 1 AND {named} RETURNING pack, plain", (ino, first))
+        sql = f"DELETE FROM version WHERE refs = 1 AND {named} RETURNING pack, plain, length"
+        gone = self._db.rows(sql, (ino, first))
         self._db.run(f"UPDATE version SET refs = refs - 1 WHERE {named}", (ino, first))
         self._lighten_all(gone)
 
-    def _lighten_all(self, gone: Iterable[tuple[int, int]]) -> None:
-        """Take the removed versions, given as (pack, plain bytes), from their packs."""
-        by_pack: dict[int, int] = {}
-        for pack, plain in gone:
-            by_pack[pack] = by_pack.get(pack, 0) + plain
-        for pack, plain in by_pack.items():
-            self._lighten(pack, plain)
+    def _lighten_all(self, gone: Iterable[tuple[int, int, int]]) -> None:
+        """Take the removed versions, given as (pack, plain bytes, sealed bytes), from their packs."""
+        by_pack: dict[int, tuple[int, int]] = {}
+        for pack, plain, sealed in gone:
+            before = by_pack.get(pack, (0, 0))
+            by_pack[pack] = (before[0] + plain, before[1] + sealed)
+        for pack, (plain, sealed) in by_pack.items():
+            self._lighten(pack, plain, sealed)
 
-    def _lighten(self, pack: int, plain_bytes: int) -> None:
-        """Take `plain_bytes` of removed versions from a pack's live bytes; mark it dead if it has no version left."""
-        row = self._db.row("UPDATE pack SET live = live - ? WHERE number = ? RETURNING live", (plain_bytes, pack))
+    def _lighten(self, pack: int, plain_bytes: int, sealed_bytes: int) -> None:
+        """Take the bytes of removed versions from their pack's counters; mark it dead if it has no version left."""
+        row = self._db.row(
+            "UPDATE pack SET live = live - ?, used = used - ? WHERE number = ? RETURNING used",
+            (plain_bytes, sealed_bytes, pack),
+        )
         assert row is not None, f"pack {pack} is not in the catalogue"
         self._db.counters.pack_live_bytes -= plain_bytes
-        # Versions may have no bytes, so that 0 live bytes alone do not mean death.
+        # Not by the counter alone: one that is off must not kill a pack in which something lives.
         if row[0] == 0 and self._db.row("SELECT 1 FROM version WHERE pack = ? LIMIT 1", (pack,)) is None:
             self._db.run("UPDATE pack SET dead_epoch = ? WHERE number = ?", (self._epoch(), pack))
 

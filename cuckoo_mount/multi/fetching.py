@@ -7,7 +7,7 @@ trouble that may pass is waited for up to the deadline, and the error names ever
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NoReturn, TypeVar
 
 import trio
@@ -32,7 +32,7 @@ _HOPELESS: Final = frozenset({Condition.REFUSED, Condition.NOT_OURS})
 class ShareReader:
     """Runs a job on one share after the other until one succeeds."""
 
-    def __init__(self, requests: CloudRequests, health: Health, drive_id: bytes, clouds: frozenset[CloudName]) -> None:
+    def __init__(self, requests: CloudRequests, health: Health, drive_id: bytes, clouds: Collection[CloudName]) -> None:
         self._requests = requests
         self._health = health
         self._drive_id = drive_id

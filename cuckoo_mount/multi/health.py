@@ -8,6 +8,7 @@ A cloud starts as *unknown*: nothing is written to it before its drive.json was 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -130,6 +131,7 @@ class Health:
         self._jitter = jitter
         self._states: dict[CloudName, State] = {}
         self._counters: dict[CloudName, Counters] = {}
+        self._heard_at_s: dict[CloudName, float] = {}
 
     def state(self, cloud: CloudName) -> State:
         """Return a cloud's state; *unknown* for one never asked."""
@@ -147,6 +149,8 @@ class Health:
         after = next_state(before, request, error, now_s=self._clock(), jitter=self._jitter())
         counted = self.counters(cloud)
         self._states[cloud] = after
+        if error is None:
+            self._heard_at_s[cloud] = self._clock()
         self._counters[cloud] = Counters(
             counted.requests + 1,
             counted.errors + (error is not None),
@@ -166,6 +170,11 @@ class Health:
         """Return whether its identity is confirmed and it answers; only then does "not found" mean lost."""
         return self.state(cloud).condition in (Condition.OK, Condition.FULL)
 
+    def silent_s(self, cloud: CloudName) -> float:
+        """Return how many seconds ago a request to the cloud last worked; infinity if none ever did."""
+        heard_at_s = self._heard_at_s.get(cloud)
+        return math.inf if heard_at_s is None else self._clock() - heard_at_s
+
     def is_full(self, cloud: CloudName) -> bool:
         """Return whether it said lately that it has no room; after a while it may be tried again."""
         state = self.state(cloud)
@@ -180,3 +189,4 @@ class Health:
         """Drop what is known of a cloud that was removed from the drive."""
         self._states.pop(cloud, None)
         self._counters.pop(cloud, None)
+        self._heard_at_s.pop(cloud, None)

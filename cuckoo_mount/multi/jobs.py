@@ -5,9 +5,34 @@ Importable functions of picklable arguments, may be repeated, raise as clouds/jo
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+
+from attrs import frozen
+
 from cuckoo_mount.clouds import jobs
-from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.base import Capabilities, Cloud, CloudSettings
+from cuckoo_mount.clouds.registry import forget_cloud, open_cloud
+from cuckoo_mount.errors import CloudCorrupt, CuckooError
 from cuckoo_mount.format import pack_share_name
+
+
+@frozen(slots=True)
+class TrialStep:
+    """One step of `try_cloud` that worked."""
+
+    step: str
+    seconds: float
+
+
+@frozen(slots=True)
+class Trial:
+    """What `try_cloud` found: the steps that worked, in order, and why the next one did not (empty: all worked)."""
+
+    steps: tuple[TrialStep, ...]
+    capabilities: Capabilities | None
+    error: str
 
 
 def withdraw_pack(settings: CloudSettings, drive_id: bytes, pack_id: bytes, shares: int) -> int:
@@ -21,3 +46,41 @@ def withdraw_pack(settings: CloudSettings, drive_id: bytes, pack_id: bytes, shar
     listed = [found.name for found in jobs.list_objects(settings, folder) if found.name.startswith(stem)]
     jobs.delete_many(settings, sorted({*certain, *listed}))
     return len(listed)
+
+
+def try_cloud(settings: CloudSettings, name: str, size_bytes: int) -> Trial:
+    """Store, read, read in part, and delete an object of random bytes, and return how long each took.
+
+    Never raises for the cloud: the step that failed is the last one, and says why.
+    """
+    data, steps = os.urandom(size_bytes), []
+    half = size_bytes // 2
+    cloud: Cloud | None = None
+
+    def read_back(found: bytes, wanted: bytes) -> None:
+        if found != wanted:
+            raise CloudCorrupt("gave back other bytes than were stored", cloud=settings.name, name=name)
+
+    def run(step: str, action: Callable[[], object]) -> None:
+        started = time.monotonic()
+        action()
+        steps.append(TrialStep(step, time.monotonic() - started))
+
+    def connect() -> None:
+        nonlocal cloud
+        forget_cloud(settings)
+        cloud = open_cloud(settings)
+
+    error = ""
+    try:
+        run("connect", connect)
+        assert cloud is not None, "connect raises or opens"
+        opened = cloud
+        run("store", lambda: opened.put(name, data))
+        run("read", lambda: read_back(opened.get(name), data))
+        run("read a part", lambda: read_back(opened.get_range(name, half, size_bytes - half), data[half:]))
+        run("delete", lambda: opened.delete(name))
+        run("ask for room", opened.space)
+    except CuckooError as caught:
+        error = str(caught)
+    return Trial(tuple(steps), None if cloud is None else cloud.capabilities, error)

@@ -7,7 +7,7 @@ leaves this module as anything but the errors documented at each method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -31,6 +31,8 @@ T = TypeVar("T")
 DELETE_BATCH: Final = 100
 """Objects deleted by one job: each is a request of its own to most clouds."""
 LIST_DEADLINE_S: Final = 600.0
+SILENT_S: Final = 300.0
+"""An idle drive asks a cloud that is well this seldom whether it still is: each time costs a worker's start."""
 
 
 class MultiFS:
@@ -52,7 +54,7 @@ class MultiFS:
         self._rooms = Rooms(self._clouds, health)
         self._rooms.set_usage(usage or {})
         self._storer = PackStorer(self._clouds, self._requests, self._rooms, health, drive_id)
-        self._reader = ShareReader(self._requests, health, drive_id, frozenset(self._clouds))
+        self._reader = ShareReader(self._requests, health, drive_id, self._clouds)
 
     @property
     def names(self) -> tuple[CloudName, ...]:
@@ -104,10 +106,11 @@ class MultiFS:
         """Delete all shares of these packs; return the packs of which nothing is left.  Checkpoint, raises nothing.
 
         The others wait for a cloud that did not answer; deleting again is no error.  If cancelled, any may be deleted.
+        What lies on a cloud that was removed from the drive is no concern of ours any more.
         """
         by_cloud: dict[CloudName, list[PackRow]] = {}
         for pack in packs:
-            for cloud in {share.cloud for share in pack.shares}:
+            for cloud in {share.cloud for share in pack.shares} & self._clouds.keys():
                 by_cloud.setdefault(cloud, []).append(pack)
         kept: set[bytes] = set()
         calls = [partial(self._delete_on, cloud, tuple(there), kept) for cloud, there in by_cloud.items()]
@@ -147,13 +150,57 @@ class MultiFS:
 
     async def _ask_if_up(self, cloud: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
         """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError."""
-        if cloud not in self._clouds:
-            raise CloudError("is not one of this drive's clouds; add it again", cloud=cloud)
         if not self._health.is_up(cloud):
             await self._requests.probe_if_due(cloud)
         return await self._requests.ask(cloud, Request.DELETE, job, *args, deadline_s=deadline_s)
 
     # -- clouds --
+
+    def set_cloud(self, name: CloudName, entry: CloudEntry) -> None:
+        """Add a cloud, or use it in another way from now on; it is *unknown* until it was probed.
+
+        Requests under way go on as they began.
+        """
+        before = self._clouds.get(name)
+        self._clouds[name] = entry
+        if before is None or (before.settings, before.trouble) != (entry.settings, entry.trouble):
+            self._health.forget(name)
+            self._rooms.forget_space(name)
+
+    def drop_cloud(self, name: CloudName) -> None:
+        """Ask this cloud for nothing any more, and forget what is known of it."""
+        self._clouds.pop(name, None)
+        self._health.forget(name)
+        self._rooms.forget_space(name)
+
+    async def ask(self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
+        """Return `job(settings, *args)` for an object outside packs/, run in a worker.  Checkpoint.
+
+        A cloud that is not up is probed first.  Raises: CloudError.
+        """
+        if not self._health.is_up(name):
+            await self._requests.probe_if_due(name)
+        return await self._requests.ask(name, Request.WRITE, job, *args, deadline_s=deadline_s)
+
+    def entry(self, name: CloudName) -> CloudEntry:
+        """Return how a cloud is used.  Raises: KeyError for a name that is not in `names`."""
+        return self._clouds[name]
+
+    def is_up(self, name: CloudName) -> bool:
+        """Return whether the cloud's own drive.json was read there and it answers."""
+        return self._health.is_up(name)
+
+    async def look_after(self) -> None:
+        """Probe what is not well or was not heard of for long, and ask for room where that may have changed.
+
+        To be called every minute; at most one request per cloud.  Checkpoint, raises nothing.
+        """
+        doubtful = [name for name in self._clouds if self._health.may_ask(name) and self._is_doubtful(name)]
+        await gather([partial(self._requests.probe, name) for name in doubtful])
+        await self.refresh_space([name for name in self._rooms.changed() if name not in doubtful])
+
+    def _is_doubtful(self, name: CloudName) -> bool:
+        return not self._health.is_up(name) or self._health.silent_s(name) >= SILENT_S
 
     async def probe(self) -> dict[CloudName, Condition]:
         """Read drive.json on every cloud, at the same time, and return how each is.  Checkpoint, raises nothing.
@@ -167,17 +214,18 @@ class MultiFS:
         """Return every object below packs/ of one cloud.  Checkpoint.  Raises: CloudError."""
         return await self._ask_if_up(cloud, jobs.list_objects, packs_prefix(self._drive_id), deadline_s=LIST_DEADLINE_S)
 
-    async def refresh_space(self) -> None:
-        """Ask every cloud that is up for its room; one request each, to be called now and then, and once at mount.
+    async def refresh_space(self, among: Collection[CloudName] | None = None) -> None:
+        """Ask clouds (None: all) that are up and did not say before that they never tell, for their room.
 
-        Checkpoint, raises nothing.
+        One request each.  Checkpoint, raises nothing.
         """
-        names = [name for name in self._clouds if self._health.is_up(name)]
+        wanted = self._clouds if among is None else among
+        names = [name for name in wanted if self._health.is_up(name) and self._rooms.may_tell(name)]
         calls = [
             partial(self._requests.ask, name, Request.READ, jobs.space, deadline_s=TRANSFER_BASE_S) for name in names
         ]
         for name, answer in zip(names, await gather(calls), strict=True):
-            if isinstance(answer, Space):
+            if answer is None or isinstance(answer, Space):
                 self._rooms.set_space(name, answer)
 
     async def free_space(self, copies: int = 1) -> Space:

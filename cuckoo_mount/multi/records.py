@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.clouds.registry import EXPECTED_CLOUD, EXPECTED_DRIVE
 from cuckoo_mount.types import CloudName, CloudRow
 
 TRANSFER_BASE_S: Final = 30.0
@@ -20,10 +19,14 @@ SLOWEST_BYTES_PER_S: Final = 64 << 10
 
 @frozen(slots=True, kw_only=True)
 class CloudEntry:
-    """One cloud of the drive: how to open it, and what the drive's metadata says about it (see types.CloudRow)."""
+    """One cloud of the drive: how to open it, and what the drive's metadata says about it (see types.CloudRow).
+
+    `trouble`: why this machine cannot even ask it (a secret that is not there), or empty.
+    """
 
     settings: CloudSettings
     cloud_id: bytes
+    trouble: str = ""
     capacity_bytes: int | None = None
     reserve_bytes: int = 0
     group: str = ""
@@ -51,22 +54,17 @@ class CloudStatistics:
     last_error: str
 
 
-def entry_of(row: CloudRow, settings: CloudSettings) -> CloudEntry:
+def entry_of(row: CloudRow, settings: CloudSettings, trouble: str = "") -> CloudEntry:
     """Return the entry of a cloud from its row in the metadata and this machine's settings for it."""
     return CloudEntry(
         settings=settings,
         cloud_id=row.cloud_id,
+        trouble=trouble,
         capacity_bytes=row.capacity_bytes,
         reserve_bytes=row.reserve_bytes,
         group=row.group,
         read_only=row.read_only,
     )
-
-
-def expecting(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) -> CloudSettings:
-    """Return the settings with which a worker uses the place only after it read the right drive.json there."""
-    options = {**dict(settings.options), EXPECTED_DRIVE: drive_id.hex(), EXPECTED_CLOUD: cloud_id.hex()}
-    return evolve(settings, options=tuple(sorted(options.items())))
 
 
 def transfer_deadline_s(size_bytes: int) -> float:

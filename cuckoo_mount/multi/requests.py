@@ -13,6 +13,7 @@ import trio
 
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.registry import expecting
 from cuckoo_mount.errors import (
     CloudError,
     CloudMissing,
@@ -23,7 +24,7 @@ from cuckoo_mount.errors import (
     UsageError,
 )
 from cuckoo_mount.multi.health import Health, Request
-from cuckoo_mount.multi.records import CloudEntry, expecting
+from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.types import CloudName
 
 T = TypeVar("T")
@@ -38,16 +39,13 @@ class Pool(Protocol):
 
 
 class CloudRequests:
-    """Asks the clouds of one drive and tells `health` how it went."""
+    """Asks the clouds of one drive and tells `health` how it went.  `clouds` may change while this is used."""
 
     def __init__(self, clouds: Mapping[CloudName, CloudEntry], pool: Pool, health: Health, drive_id: bytes) -> None:
+        self._clouds = clouds
         self._pool = pool
         self._health = health
         self._drive_id = drive_id
-        self._ids = {name: entry.cloud_id for name, entry in clouds.items()}
-        self._settings: dict[CloudName, CloudSettings] = {
-            name: expecting(entry.settings, drive_id, entry.cloud_id) for name, entry in clouds.items()
-        }
 
     async def ask(
         self,
@@ -64,9 +62,12 @@ class CloudRequests:
         Raises: CloudError and its children with `cloud` filled in; FormatError, DataUnavailable and OSError when a
         local file is at fault, which says nothing about the cloud.
         """
+        settings = self._settings(cloud)
         try:
-            result = await self._pool.run(job, self._settings[cloud], *args, deadline_s=deadline_s)
+            result = await self._pool.run(job, settings, *args, deadline_s=deadline_s)
         except CuckooError as error:
+            if self._clouds.get(cloud) is None:
+                raise CloudUnavailable("was removed from the drive meanwhile", cloud=cloud) from None
             known = _as_cloud_error(error, cloud, request)
             if known is None:
                 raise
@@ -75,11 +76,22 @@ class CloudRequests:
         self._health.report(cloud, request, None, bytes_up=bytes_up, bytes_down=bytes_down)
         return result
 
+    def _settings(self, cloud: CloudName) -> CloudSettings:
+        """Return how a worker opens the cloud.  Raises: CloudUnavailable, CloudRefused when that cannot be."""
+        entry = self._clouds.get(cloud)
+        if entry is None:
+            raise CloudUnavailable("is not one of this drive's clouds; add it again", cloud=cloud)
+        if entry.trouble:
+            refused = CloudRefused(entry.trouble, cloud=cloud)
+            self._health.report(cloud, Request.PROBE, refused)
+            raise refused
+        return expecting(entry.settings, self._drive_id, entry.cloud_id)
+
     async def probe(self, cloud: CloudName) -> None:
         """Return if the cloud's own drive.json was read there just now.  Raises: as `ask`."""
-        await self.ask(
-            cloud, Request.PROBE, jobs.check_identity, self._drive_id, self._ids[cloud], deadline_s=PROBE_DEADLINE_S
-        )
+        entry = self._clouds.get(cloud)
+        cloud_id = entry.cloud_id if entry is not None else b""
+        await self.ask(cloud, Request.PROBE, jobs.check_identity, self._drive_id, cloud_id, deadline_s=PROBE_DEADLINE_S)
 
     async def probe_if_due(self, cloud: CloudName) -> None:
         """Probe a cloud that is not up, unless it is to be left alone for now.  Raises: CloudError, also then."""

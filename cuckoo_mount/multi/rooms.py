@@ -24,7 +24,8 @@ class Rooms:
         self._health = health
         self._usage: dict[CloudName, tuple[int, int]] = {}
         self._under_way: dict[CloudName, int] = {}
-        self._space: dict[CloudName, Space] = {}
+        self._space: dict[CloudName, Space | None] = {}
+        self._changed: set[CloudName] = set()
 
     def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
         """Replace what is counted per cloud: (packs with a share there, bytes of those shares)."""
@@ -34,9 +35,22 @@ class Rooms:
         """Return (packs, bytes) on a cloud."""
         return self._usage.get(cloud, (0, 0))
 
-    def set_space(self, cloud: CloudName, space: Space) -> None:
-        """Take note of what a cloud said about its room just now."""
+    def set_space(self, cloud: CloudName, space: Space | None) -> None:
+        """Take note of what a cloud said about its room just now; None: that it never tells."""
         self._space[cloud] = space
+        self._changed.discard(cloud)
+
+    def forget_space(self, cloud: CloudName) -> None:
+        """Drop what a cloud said about its room."""
+        self._space.pop(cloud, None)
+
+    def may_tell(self, cloud: CloudName) -> bool:
+        """Return whether it is worth asking the cloud for its room."""
+        return cloud not in self._space or self._space[cloud] is not None
+
+    def changed(self) -> list[CloudName]:
+        """Return the clouds on which something was stored or deleted since they last told their room, or never told."""
+        return [name for name in self._clouds if name in self._changed or name not in self._space]
 
     def begin(self, cloud: CloudName, size_bytes: int) -> None:
         """Count a share as placed while it is on its way, so that others see the room it takes."""
@@ -49,12 +63,14 @@ class Rooms:
             packs, used = self.usage(cloud)
             self._usage[cloud] = (packs + 1, used + size_bytes)
             self._add_free(cloud, -size_bytes)
+            self._changed.add(cloud)
 
     def note_deleted(self, cloud: CloudName, sizes_bytes: Sequence[int]) -> None:
         """Count shares of these sizes as gone."""
         packs, used = self.usage(cloud)
         self._usage[cloud] = (max(0, packs - len(sizes_bytes)), max(0, used - sum(sizes_bytes)))
         self._add_free(cloud, sum(sizes_bytes))
+        self._changed.add(cloud)
 
     def _add_free(self, cloud: CloudName, difference_bytes: int) -> None:
         space = self._space.get(cloud)

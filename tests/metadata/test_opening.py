@@ -13,7 +13,7 @@ from cuckoo_mount.errors import AlreadyExists, MetadataError
 from cuckoo_mount.metadata.migrations import MIGRATIONS, migrate
 from cuckoo_mount.metadata.schema import SCHEMA_VERSION
 from cuckoo_mount.metadata.store import open_store
-from tests.metadata.helpers import ROOT, make_file, new_store
+from tests.metadata.helpers import ROOT, make_file, new_store, pack_all, write
 
 
 async def test_reopened_store_has_everything(tmp_path: Path) -> None:
@@ -123,3 +123,43 @@ async def test_migrations(tmp_path: Path) -> None:
         assert connection.execute("SELECT * FROM setting").fetchall() == [("k", "v", "v!")]
         with pytest.raises(MetadataError, match="update cuckoo-mount"):
             migrate(connection, MIGRATIONS)
+
+
+_BACK_TO_1 = """
+    DROP INDEX chunk_version; DROP INDEX version_digest; DROP INDEX version_pack;
+    CREATE INDEX version_pack ON version (pack);
+    ALTER TABLE pack DROP COLUMN used; DROP TABLE stray; DROP TABLE unknown_object;
+    DELETE FROM outbox; PRAGMA user_version = 1"""
+
+
+def _shape(path: Path) -> dict[str, set[object]]:
+    """Return the columns of every table and the key columns of every index, without the order of a table's columns."""
+    with closing(apsw.Connection(str(path))) as connection:
+        shape: dict[str, set[object]] = {}
+        for kind, name in connection.execute("SELECT type, name FROM sqlite_schema WHERE type <> 'trigger'").fetchall():
+            pragma = "table_info" if kind == "table" else "index_info"
+            columns = connection.execute(f"SELECT * FROM pragma_{pragma}(?)", (name,)).fetchall()
+            # Of a table: name, type, NOT NULL, place in the key; of an index: place, name.
+            shape[name] = {(row[1], row[2], row[3], row[5]) if kind == "table" else (row[0], row[2]) for row in columns}
+        return shape
+
+
+async def test_from_version_1(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    async with await new_store(old) as store:
+        ino = await make_file(store, b"f")
+        for index in range(3):
+            await write(store, ino, index)
+        number = await pack_all(store)
+        used = (await store.get_pack(number)).used_bytes
+        await store.make_durable()
+    await (await new_store(new)).aclose()
+    with closing(apsw.Connection(str(old))) as connection:
+        connection.execute(_BACK_TO_1)
+    async with await open_store(old) as store:
+        assert used == (await store.get_pack(number)).used_bytes == 3 * 116
+        assert await store.check_invariants() == []
+        assert ("pack", (number,)) in [(record.table, record.key) for record in await store.journal(10)]
+        await write(store, ino, 0)
+        assert (await store.get_pack(number)).used_bytes == 2 * 116
+    assert _shape(old) == _shape(new)

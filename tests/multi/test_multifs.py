@@ -320,9 +320,49 @@ async def test_a_pack_with_a_share_out_of_reach_is_not_deleted(tmp_path: Path) -
     other = next(name for name in setup.clouds if name != one[0].cloud)
     setup.pool.always[other] = CloudUnavailable("down")
     assert await setup.multifs.delete_packs(packs) == packs[1:]
-    setup.pool.always.clear()
+
+
+async def test_a_pack_on_a_removed_cloud_is_no_concern_any_more(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, "a")
+    await setup.multifs.probe()
     gone = row((ShareRow(0, CloudName("removed"), DIGEST),))
-    assert await setup.multifs.delete_packs([gone]) == []
+    assert await setup.multifs.delete_packs([gone]) == [gone]
+
+
+async def test_clouds_come_change_and_go(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, "a", "b", clouds=None)
+    b = CloudName("b")
+    entry = setup.clouds[b]
+    setup.multifs.drop_cloud(b)
+    await setup.multifs.probe()
+    assert [share.cloud for share in await setup.put("2")] == ["a"]
+    with pytest.raises(CloudUnavailable, match="not one of this drive's clouds"):
+        await setup.multifs.list_packs(b)
+    setup.multifs.set_cloud(b, entry)
+    assert [share.cloud for share in await setup.put("2", b"2" * 16)] == ["a", "b"], "it is probed when it is wanted"
+    setup.multifs.set_cloud(b, evolve(entry, trouble="the variable SECRET is not set"))
+    assert (await setup.multifs.probe())[b] is Condition.REFUSED
+    assert "SECRET" in setup.multifs.statistics()[1].last_error
+    assert [share.cloud for share in await setup.put("2", b"3" * 16)] == ["a"]
+    setup.multifs.set_cloud(b, evolve(entry, read_only=True))
+    await setup.multifs.probe()
+    assert [share.cloud for share in await setup.put("2", b"4" * 16)] == ["a"]
+    assert setup.multifs.is_up(b)
+
+
+async def test_looking_after_asks_only_who_needs_it(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, "a", "b")
+    await setup.multifs.look_after()
+    setup.pool.calls.clear()
+    await setup.multifs.look_after()
+    assert setup.pool.calls == [("space", "a"), ("space", "b")], "both were new"
+    setup.pool.calls.clear()
+    await setup.multifs.look_after()
+    assert setup.pool.calls == [], "an idle drive asks for nothing"
+    shares = await setup.put()
+    setup.pool.calls.clear()
+    await setup.multifs.look_after()
+    assert setup.pool.calls == [("space", shares[0].cloud)]
 
 
 async def test_deleting_in_the_wrong_place_confirms_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Clouds that leave a drive, and packs with fewer shares than they should have.
+
+Used by store.py.  Runs in the loop, never waits.  Keeps I-16 for the usage of clouds.
+"""
+
+from __future__ import annotations
+
+from cuckoo_mount.errors import MetadataError
+from cuckoo_mount.metadata.database import Part
+from cuckoo_mount.types import CloudName
+
+_ONLY_THERE = """
+    FROM pack p WHERE p.dead_epoch IS NULL
+    AND EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud = ?)
+    AND NOT EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud <> ?)"""
+_SPARE_SHARES = """
+    SELECT pack, sum(length) FROM share s WHERE cloud = ?
+    AND EXISTS (SELECT 1 FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) GROUP BY pack"""
+# '2' → 2 shares, '4+2' → 6: what stands before the plus, and what stands behind it, or nothing.
+_DEGRADED = """
+    SELECT count(*) FROM pack p WHERE p.dead_epoch IS NULL
+    AND (SELECT count(*) FROM share s JOIN cloud c ON c.name = s.cloud WHERE s.pack = p.number)
+    < CAST(p.policy AS INTEGER) + CAST(substr(p.policy, instr(p.policy || '+', '+') + 1) AS INTEGER)"""
+
+
+class CloudRows(Part):
+    """See `Metadata` for every public method."""
+
+    async def only_on(self, cloud: CloudName) -> tuple[int, int]:
+        row = self._db.row(f"SELECT count(*), coalesce(sum(p.size), 0) {_ONLY_THERE}", (cloud, cloud))
+        assert row is not None, "an aggregate has a row"
+        return row[0], row[1]
+
+    async def degraded_packs(self) -> int:
+        row = self._db.row(_DEGRADED)
+        assert row is not None, "an aggregate has a row"
+        return int(row[0])
+
+    async def remove_cloud(self, cloud: CloudName) -> None:
+        with self._db.change:
+            if not self._db.run("DELETE FROM cloud WHERE name = ?", (cloud,)):
+                raise MetadataError(f"there is no cloud {cloud!r} in the metadata")
+            for pack, length in self._db.rows(_SPARE_SHARES, (cloud, cloud)):
+                self._db.run("DELETE FROM share WHERE pack = ? AND cloud = ?", (pack, cloud))
+                self._db.counters.share_made({cloud: length}, -1)

@@ -1,0 +1,329 @@
+"""The drive's list of clouds: who is on it, who joins, changes and leaves.
+
+Used by drive.py, and through it by commands.  Loop only.  The list lives in the metadata; the TOML file keeps a copy
+with what belongs to this machine: options and secrets (design §4).  Owns the order that makes every step safe to be
+interrupted: a cloud is signed (drive.json, key slots) before it is on the list, and off the list before anything there
+is given up; the TOML file is written before the metadata when a cloud joins or leaves, so that a crash in between
+leaves a cloud that is signed again at the next mount, or one that is still on the list.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets as random_bytes
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
+
+import trio
+from attrs import asdict, evolve
+
+from cuckoo_mount.clouds import jobs
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.registry import parse_place
+from cuckoo_mount.clouds.translate import hide_secrets
+from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, write_config
+from cuckoo_mount.config.secrets import resolve_secrets
+from cuckoo_mount.errors import CloudError, CloudUnavailable, ConfigurationError, CuckooError, UsageError
+from cuckoo_mount.format import ID_BYTES, pack_share_name
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.multi.jobs import Trial, try_cloud
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.records import CloudEntry, entry_of
+from cuckoo_mount.multi.requests import Pool, gather
+from cuckoo_mount.types import CloudName, CloudRow
+
+log = logging.getLogger(__name__)
+IDENTITY_DEADLINE_S: Final = 30.0
+TRIAL_BYTES: Final = 64 << 10
+TRIAL_DEADLINE_S: Final = 120.0
+LEAVING_S: Final = 60.0
+LEAVING_POLL_S: Final = 0.1
+SIGNED_PREFIX: Final = "signed."
+"""Local settings `signed.<cloud>`: the key slots that were put there, as their names joined by blanks."""
+
+LoadSlots = Callable[[], Awaitable[Mapping[str, bytes]]]
+"""Returns what belongs below keys/ on every cloud: object name → bytes."""
+
+
+class Roster:
+    """The clouds of one open drive."""
+
+    def __init__(
+        self,
+        config: DriveConfig,
+        paths: DrivePaths,
+        metadata: Metadata,
+        multifs: MultiFS,
+        pool: Pool,
+        *,
+        load_slots: LoadSlots,
+    ) -> None:
+        self.config = config
+        self._paths = paths
+        self._metadata = metadata
+        self._multifs = multifs
+        self._pool = pool
+        self._load_slots = load_slots
+        self._lock: Final = trio.Lock()
+
+    # -- at mount, and every minute --
+
+    async def load(self) -> None:
+        """Tell the MultiFS of every cloud on the list.  Those only in the TOML file join by `sign_new`."""
+        known = {cloud.name: cloud for cloud in self.config.clouds}
+        for row in await self._metadata.clouds():
+            config = known.get(row.name)
+            if config is None:
+                log.warning("cloud %s is on the drive's list but not in %s", row.name, self._paths.config_file)
+                config = CloudConfig(name=row.name, url=row.url, cloud_id=row.cloud_id)
+            elif _row(config) != evolve(row, url=config.url):
+                log.warning(
+                    "cloud %s: %s and the drive's own list differ, the list counts; change it with `cuckoo cloud set`",
+                    row.name,
+                    self._paths.config_file,
+                )
+            self._multifs.set_cloud(row.name, await self._entry(evolve(row, url=config.url), config))
+
+    async def sign_new(self) -> None:
+        """Take in the clouds that only the TOML file has, and put key slots where they are missing.
+
+        What does not answer is tried again at the next call.  Checkpoint, raises nothing of the clouds'.
+        """
+        async with self._lock:
+            listed = {cloud.name for cloud in await self._metadata.clouds()}
+            new = [cloud for cloud in self.config.clouds if cloud.name not in listed]
+            await gather([partial(self._join_quietly, cloud) for cloud in new])
+            await gather([partial(self._put_slots_quietly, name) for name in self._multifs.names])
+
+    async def _join_quietly(self, cloud: CloudConfig) -> None:
+        try:
+            entry = await self._entry(_row(cloud), cloud)
+            if entry.trouble:
+                raise ConfigurationError(entry.trouble)
+            await self._pool.run(
+                jobs.write_identity,
+                entry.settings,
+                self.config.drive_id,
+                cloud.cloud_id,
+                deadline_s=IDENTITY_DEADLINE_S,
+            )
+        except CuckooError as error:
+            log.warning("%s; cloud %s is left out until that is mended", error, cloud.name)
+            return
+        await self._enter(cloud, entry)
+
+    async def _put_slots_quietly(self, name: CloudName) -> None:
+        try:
+            await self._put_slots(name)
+        except CloudError as error:
+            log.info("the key slots are not on every cloud yet: %s", error)
+
+    async def _put_slots(self, name: CloudName) -> None:
+        """Put the key slots that are not there yet, then delete those that no longer count.  Raises: CloudError."""
+        wanted = await self._load_slots()
+        noted = await self._metadata.get_local(f"{SIGNED_PREFIX}{name}")
+        there = set((noted or "").split())
+        if there == wanted.keys():
+            return
+        for slot in sorted(wanted.keys() - there):
+            await self._multifs.ask(name, jobs.put, slot, wanted[slot], deadline_s=IDENTITY_DEADLINE_S)
+        old = sorted(there - wanted.keys())
+        if old:
+            await self._multifs.ask(name, jobs.delete_many, old, deadline_s=IDENTITY_DEADLINE_S)
+        await self._metadata.set_local(f"{SIGNED_PREFIX}{name}", " ".join(sorted(wanted)))
+
+    async def put_slots(self) -> list[str]:
+        """After the slots changed: bring them to every cloud; return what failed, to be tried again each minute."""
+        async with self._lock:
+            answers = await gather([partial(self._put_slots, name) for name in self._multifs.names])
+        return [str(answer) for answer in answers if isinstance(answer, CuckooError)]
+
+    # -- commands --
+
+    def listing(self) -> list[dict[str, object]]:
+        """Return what `cuckoo cloud list` shows, without secrets."""
+        known = {cloud.name: cloud for cloud in self.config.clouds}
+        found: list[dict[str, object]] = []
+        for figures in self._multifs.statistics():
+            entry = self._multifs.entry(figures.name)
+            found.append(
+                asdict(figures)
+                | {"reserve_bytes": entry.reserve_bytes, "group": entry.group, "read_only": entry.read_only}
+            )
+        waiting = [cloud for name, cloud in known.items() if name not in self._multifs.names]
+        return found + [{"name": cloud.name, "url": _shown_url(cloud), "state": "not signed yet"} for cloud in waiting]
+
+    async def add(self, cloud: CloudConfig, secrets: Mapping[str, str]) -> None:
+        """Make a place one of the drive's clouds, and use it from now on.  Checkpoint.
+
+        `secrets`: the values of what `cloud.secrets` refers to.  A place that was this drive's before and was removed
+        keeps its old identity.  Raises: UsageError, CloudError, OSError; nothing has changed then.
+        """
+        async with self._lock:
+            self._check_new(cloud)
+            settings = _settings(cloud, secrets)
+            found = await self._pool.run(
+                jobs.find_identity, settings, self.config.drive_id, deadline_s=IDENTITY_DEADLINE_S
+            )
+            if found is not None:
+                cloud = evolve(cloud, cloud_id=self._take_over(cloud, found))
+            await self._pool.run(
+                jobs.write_identity, settings, self.config.drive_id, cloud.cloud_id, deadline_s=IDENTITY_DEADLINE_S
+            )
+            await self._write(evolve(self.config, clouds=(*self.config.clouds, cloud)))
+            await self._enter(cloud, entry_of(_row(cloud), settings))
+            await self._multifs.refresh_space([CloudName(cloud.name)])
+            await self._put_slots_quietly(CloudName(cloud.name))
+
+    async def change(self, cloud: CloudConfig, secrets: Mapping[str, str]) -> None:
+        """Use a cloud of that name and id in another way from now on.  Checkpoint.
+
+        Raises: UsageError, CloudError (with the new URL or secrets it is not that cloud), OSError; nothing has changed.
+        """
+        async with self._lock:
+            old = self._named(cloud.name)
+            settings = _settings(cloud, secrets)
+            if (cloud.url, cloud.options, cloud.secrets) != (old.url, old.options, old.secrets):
+                await self._pool.run(
+                    jobs.check_identity, settings, self.config.drive_id, old.cloud_id, deadline_s=IDENTITY_DEADLINE_S
+                )
+            others = tuple(cloud if each.name == cloud.name else each for each in self.config.clouds)
+            await self._write(evolve(self.config, clouds=others))
+            await self._enter(cloud, entry_of(_row(cloud), settings))
+
+    async def remove(self, name: str, *, lost: bool) -> dict[str, object]:
+        """Take a cloud off the list.  `lost`: also if some packs lie nowhere else; they cannot be read any more.
+
+        Waits for what is on its way there.  Returns figures, JSON-able.  Raises: UsageError when it would lose data.
+        """
+        async with self._lock:
+            cloud, key = self._named(name), CloudName(name)
+            is_listed = key in self._multifs.names
+            if is_listed:
+                before = self._multifs.entry(key)
+                self._multifs.set_cloud(key, evolve(before, read_only=True))
+                try:
+                    await self._wait_until_quiet()
+                    packs, size_bytes = await self._metadata.only_on(key)
+                    if packs and not lost:
+                        raise UsageError(_only_there(name, packs, size_bytes))
+                except BaseException:
+                    self._multifs.set_cloud(key, before)
+                    raise
+            else:
+                packs, size_bytes = 0, 0
+            left = tuple(each for each in self.config.clouds if each.name != cloud.name)
+            await self._write(evolve(self.config, clouds=left))
+            if is_listed:
+                await self._metadata.remove_cloud(key)
+                await self._metadata.set_local(f"{SIGNED_PREFIX}{name}", "")
+                await self._metadata.make_durable()
+                self._multifs.drop_cloud(key)
+            return {"lost_packs": packs, "lost_bytes": size_bytes, "degraded": await self._metadata.degraded_packs()}
+
+    async def test(self, name: str) -> Trial:
+        """Store, read and delete an object there; return how that went.  Checkpoint.  Raises: UsageError, CloudError.
+
+        The object has the name of a pack that is entered as begun, so that a crash leaves nothing behind for long.
+        """
+        key = CloudName(name)
+        self._named(name)
+        if key not in self._multifs.names:
+            await self.sign_new()
+        pack_id = random_bytes.token_bytes(ID_BYTES)
+        await self._metadata.begin_pack(pack_id)
+        await self._metadata.make_durable()
+        share = pack_share_name(self.config.drive_id, pack_id, 0)
+        trial = await self._multifs.ask(key, try_cloud, share, TRIAL_BYTES, deadline_s=TRIAL_DEADLINE_S)
+        if "delete" in {step.step for step in trial.steps} or await self._multifs.withdraw(pack_id, shares=1):
+            await self._metadata.abandon_pack(pack_id)
+        return trial
+
+    # -- inside --
+
+    def _check_new(self, cloud: CloudConfig) -> None:
+        """Raises: UsageError when name or URL are on the list."""
+        for other in self.config.clouds:
+            if other.name == cloud.name:
+                raise UsageError(
+                    f"there is a cloud {cloud.name!r} already ({_shown_url(other)}); choose another name, "
+                    f"or change it with: cuckoo cloud set {cloud.name}"
+                )
+            if parse_place(other.url) == parse_place(cloud.url):
+                raise UsageError(f"{_shown_url(cloud)} is already cloud {other.name!r} of this drive")
+        if CloudName(cloud.name) in self._multifs.names:
+            raise UsageError(f"there is a cloud {cloud.name!r} on the drive's list already; choose another name")
+
+    def _take_over(self, cloud: CloudConfig, found: bytes) -> bytes:
+        """Return the id of a place that has a drive.json of this drive.  Raises: UsageError if it is on the list."""
+        ids = {other.cloud_id: other.name for other in self.config.clouds}
+        ids |= {self._multifs.entry(name).cloud_id: name for name in self._multifs.names}
+        if found in ids:
+            raise UsageError(f"{_shown_url(cloud)} is the same place as cloud {ids[found]!r} of this drive")
+        return found
+
+    def _named(self, name: str) -> CloudConfig:
+        for cloud in self.config.clouds:
+            if cloud.name == name:
+                return cloud
+        row = CloudName(name)
+        if row in self._multifs.names:
+            entry = self._multifs.entry(row)
+            return CloudConfig(name=name, url=entry.settings.url, cloud_id=entry.cloud_id)
+        names = ", ".join(cloud.name for cloud in self.config.clouds) or "none yet"
+        raise UsageError(f"there is no cloud {name!r}; the drive's clouds: {names}")
+
+    async def _wait_until_quiet(self) -> None:
+        """Return when no pack that was begun before this call is on its way any more.  Raises: CloudUnavailable."""
+        begun = set(await self._metadata.pack_intents())
+        with trio.move_on_after(LEAVING_S) as scope:
+            while begun & set(await self._metadata.pack_intents()):  # noqa: ASYNC110 (rows tell nobody when they go)
+                await trio.sleep(LEAVING_POLL_S)
+        if scope.cancelled_caught:
+            raise CloudUnavailable("packs are still on their way to clouds; try again when `cuckoo sync` has ended")
+
+    async def _enter(self, cloud: CloudConfig, entry: CloudEntry) -> None:
+        """Put a signed cloud on the list and use it."""
+        await self._metadata.put_cloud(_row(cloud))
+        await self._metadata.make_durable()
+        self._multifs.set_cloud(CloudName(cloud.name), entry)
+
+    async def _entry(self, row: CloudRow, config: CloudConfig) -> CloudEntry:
+        try:
+            secrets = await trio.to_thread.run_sync(resolve_secrets, self.config.name, config)
+        except ConfigurationError as error:
+            return entry_of(row, _settings(config, {}), trouble=str(error))
+        return entry_of(row, _settings(config, dict(secrets)))
+
+    async def _write(self, config: DriveConfig) -> None:
+        await trio.to_thread.run_sync(write_config, config, self._paths)
+        self.config = config
+
+
+def _settings(cloud: CloudConfig, secrets: Mapping[str, str]) -> CloudSettings:
+    return CloudSettings(name=cloud.name, url=cloud.url, options=cloud.options, secrets=tuple(sorted(secrets.items())))
+
+
+def _row(cloud: CloudConfig) -> CloudRow:
+    return CloudRow(
+        name=CloudName(cloud.name),
+        cloud_id=cloud.cloud_id,
+        url=cloud.url,
+        capacity_bytes=cloud.capacity_bytes,
+        reserve_bytes=cloud.reserve_bytes,
+        group=cloud.group,
+        read_only=cloud.read_only,
+    )
+
+
+def _shown_url(cloud: CloudConfig) -> str:
+    return hide_secrets(cloud.url, CloudSettings(name=cloud.name, url=cloud.url))
+
+
+def _only_there(name: str, packs: int, size_bytes: int) -> str:
+    what = "1 pack" if packs == 1 else f"{packs} packs"
+    return (
+        f"cloud {name!r} holds {what} ({size_bytes} bytes) that lie nowhere else; "
+        f"give them up with: cuckoo cloud remove {name} --lost"
+    )
