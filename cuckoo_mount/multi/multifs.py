@@ -75,6 +75,13 @@ class MultiFS:
         """
         return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest)
 
+    def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
+        """Return, once, the clouds besides those of `shares` where an upload of the pack failed since this drive opened.
+
+        An object of it may be there all the same: the answer may have been lost.
+        """
+        return self._storer.take_strays(pack_id, shares)
+
     async def first_whole(
         self,
         pack_id: bytes,

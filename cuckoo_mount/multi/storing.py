@@ -36,6 +36,11 @@ class PackStorer:
         self._rooms = rooms
         self._health = health
         self._drive_id = drive_id
+        self._strays: dict[bytes, set[CloudName]] = {}
+
+    def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
+        """Return, and forget, the clouds where a failed upload of the pack may have left an object; see MultiFS."""
+        return frozenset(self._strays.pop(pack_id, set()) - {share.cloud for share in shares})
 
     async def put_pack(
         self, pack_id: bytes, path: str, size_bytes: int, policy: str, share_digest: bytes
@@ -75,11 +80,14 @@ class PackStorer:
         # Counted before the first checkpoint: who chooses at the same time must see it.
         for cloud in shares.values():
             self._rooms.begin(cloud, upload.size_bytes)
+        strays = self._strays.setdefault(upload.pack_id, set())
+        strays.update(shares.values())
         stored: set[CloudName] = set()
         try:
             outcomes = await gather([*puts, *probes])
             stored.update(cloud for cloud, error in zip(shares.values(), outcomes, strict=False) if error is None)
         finally:
+            strays -= stored
             for cloud in shares.values():
                 self._rooms.end(cloud, upload.size_bytes, stored=cloud in stored)
         for cloud, error in zip([*shares.values(), *doubtful], outcomes, strict=True):
