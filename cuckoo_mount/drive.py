@@ -26,11 +26,12 @@ from cuckoo_mount.metadata.store import create_store, open_store
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import format_policy, parse_policy
-from cuckoo_mount.packs.garbage import collect_garbage
+from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
 from cuckoo_mount.roster import Roster
+from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import open_worker_pool
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,22 @@ class Drive:
     """One open drive."""
 
     def __init__(
-        self, roster: Roster, metadata: Metadata, multifs: MultiFS, cache: ChunkCache, filesystem: PartedFS
+        self,
+        roster: Roster,
+        slots: DriveSlots,
+        metadata: Metadata,
+        multifs: MultiFS,
+        cache: ChunkCache,
+        filesystem: PartedFS,
+        collector: Collector,
     ) -> None:
         self.roster: Final = roster
+        self.slots: Final = slots
         self.filesystem: Final = filesystem
         self._metadata = metadata
         self._multifs = multifs
         self._cache = cache
+        self._collector = collector
 
     @property
     def config(self) -> DriveConfig:
@@ -114,6 +124,7 @@ class Drive:
                 "degraded": degraded,
             },
             "files": held.inodes,
+            "recovery_key_shown": await self.slots.recovery_key_shown(),
         }
 
     async def check_invariants(self) -> list[str]:
@@ -136,13 +147,17 @@ class Drive:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             await self.roster.sign_new()
-            await self.collect()
+            await self.collect(thorough=False)
 
-    async def collect(self) -> None:
-        """Delete dead packs."""
-        collected = await collect_garbage(self._metadata, self._multifs)
-        if collected.packs:
-            log.info("%d packs without live chunks deleted, %d bytes", collected.packs, collected.freed_bytes)
+    async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
+        """Delete what is dead and compact what is mostly dead; see `Collector.collect`.
+
+        `keep`: how many epochs stay readable.  There are no epochs yet, so that nothing is kept for them.
+        """
+        collected = await self._collector.collect(oldest_kept_epoch=None, thorough=thorough)
+        if collected.packs_deleted or collected.packs_compacted:
+            log.info("collected: %s", collected)
+        return collected
 
 
 @asynccontextmanager
@@ -150,17 +165,18 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
     """Open a drive, made on first use, and run its background tasks; at the end all is safe on the local disk.
 
     Clouds that do not answer are a state, not an error: the drive works from what is here.
-    Raises: ConfigurationError, MetadataError, OSError.
+    Raises: ConfigurationError, WrongKey, MetadataError, OSError.
     """
     async with AsyncExitStack() as stack:
         metadata = await _open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
         config = await _settled(config, metadata)
+        slots = DriveSlots(metadata, config.drive_id, drive_key)
+        await slots.ensure_recovery()
         policy = parse_policy(config.redundancy)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
         pool = await stack.enter_async_context(open_worker_pool())
         multifs = MultiFS({}, pool, Health(), config.drive_id, usage=await metadata.cloud_usage())
-        roster = Roster(config, paths, metadata, multifs, pool, load_slots=_no_slots)
         keys = DriveKeys(drive_key)
         writer = PackWriter(
             metadata,
@@ -171,7 +187,9 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
             drive_id=config.drive_id,
             encrypted=config.encrypted,
             policy=format_policy(policy),
+            pack_size_bytes=config.pack_size_bytes,
         )
+        roster = Roster(config, paths, metadata, multifs, pool, writer, load_slots=slots.objects)
         reader = PackReader(
             metadata, multifs, keys, config.drive_id, encrypted=config.encrypted, deadline_s=config.deadline_s
         )
@@ -188,7 +206,16 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
             ticks=ticks,
         )
         filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy.shares), deadline_s=config.deadline_s)
-        drive = Drive(roster, metadata, multifs, cache, filesystem)
+        collector = Collector(
+            metadata,
+            multifs,
+            writer,
+            reader,
+            drive_id=config.drive_id,
+            moved=cache.note_moved,
+            is_idle=lambda: not metadata.statistics().dirty_chunks,
+        )
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             try:
@@ -248,11 +275,6 @@ async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
     if encrypted != config.encrypted:
         log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
     return evolve(config, redundancy=redundancy, encrypted=encrypted)
-
-
-async def _no_slots() -> dict[str, bytes]:
-    await trio.lowlevel.checkpoint()
-    return {}
 
 
 def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:

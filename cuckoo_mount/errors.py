@@ -3,6 +3,7 @@
     CuckooError                      exit status 1
     ├── UsageError                   exit status 2: wrong arguments, URL, size, name
     ├── ConfigurationError           the files of this machine do not fit together
+    │   └── WrongKey                 a passphrase or key that does not open the drive
     ├── FileSystemError              has an errno; what a program on the mount is told
     │   └── NotFound, AlreadyExists, NotADirectory, IsADirectory, DirectoryNotEmpty, NotPermitted, InvalidArgument,
     │       NameTooLong, NoSpace, TooManyLinks, NoAttribute, ReadOnly, NotSupported, StaleInode,
@@ -37,6 +38,10 @@ class UsageError(CuckooError):
 
 class ConfigurationError(CuckooError):
     """The configuration, state or key files of this machine are missing or contradict each other."""
+
+
+class WrongKey(ConfigurationError):
+    """A passphrase, recovery key or key file is whole, but not this drive's."""
 
 
 class FormatError(CuckooError):

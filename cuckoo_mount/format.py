@@ -6,7 +6,7 @@ Used by packs, clouds and tools.  Pure functions; `FormatError` for anything tha
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, Literal, get_args
 
 from attrs import frozen
 
@@ -16,6 +16,10 @@ FORMAT_VERSION: Final = 1
 ID_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 ROOT_PREFIX: Final = "cuckoo"
+
+SlotKind = Literal["passphrase", "recovery"]
+SLOT_KINDS: Final[tuple[SlotKind, ...]] = get_args(SlotKind)
+SLOT_NUMBER_MAX: Final = 2**32 - 1
 
 PACK_MAGIC: Final = b"CUCKOOPK"
 FOOTER_MAGIC: Final = b"CUCKOOFT"
@@ -69,6 +73,29 @@ def parse_pack_share_name(drive_id: bytes, name: str) -> tuple[bytes, int]:
     if not known or pack_share_name(drive_id, pack_id, number) != name:
         raise FormatError(f"{name} is not the name of a share")
     return pack_id, number
+
+
+def keys_prefix(drive_id: bytes) -> str:
+    """Return the prefix, ending with `/`, of all key slots."""
+    return f"{drive_prefix(drive_id)}keys/"
+
+
+def key_slot_name(drive_id: bytes, number: int, kind: SlotKind) -> str:
+    """Return the object name of key slot `number` (1 … `SLOT_NUMBER_MAX`)."""
+    if not 1 <= number <= SLOT_NUMBER_MAX:
+        raise ValueError(f"a key slot's number is 1 to {SLOT_NUMBER_MAX}, not {number}")
+    return f"{keys_prefix(drive_id)}{number}.{kind}"
+
+
+def parse_key_slot_name(drive_id: bytes, name: str) -> tuple[int, SlotKind]:
+    """Return (number, kind) of an object name made by `key_slot_name`.  Raises: FormatError."""
+    digits, _, word = name.removeprefix(keys_prefix(drive_id)).partition(".")
+    for kind in SLOT_KINDS:
+        # Ten digits at most, and made again and compared, as for shares.
+        number = int(digits) if word == kind and digits.isdecimal() and len(digits) <= 10 else 0
+        if 1 <= number <= SLOT_NUMBER_MAX and key_slot_name(drive_id, number, kind) == name:
+            return number, kind
+    raise FormatError(f"{name} is not the name of a key slot")
 
 
 @frozen(slots=True)

@@ -5,63 +5,57 @@ All are for one trio loop, not for threads.  Acquire async, release sync.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 import trio
 from attrs import define, field
 
 K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
 
 
 @define(slots=True, eq=False)
-class _Flight(Generic[T]):
+class _Flight:
     done: trio.Event = field(factory=trio.Event)
-    value: T | None = None
     error: Exception | None = None
-    succeeded: bool = False
 
 
-class SingleFlight(Generic[K, T]):
-    """Runs a function once for all tasks that ask for the same key at the same time.
+class Flights(Generic[K]):
+    """What is under way, by key: whoever needs a key that is waits for its end instead of starting it again.
 
-    The work runs in the task that asked first.  If that task is cancelled, one of those who wait starts again.
-    An error is raised in everyone who waited for it.
+    One task may have any number of flights.  Who waits for one has no part in it: it goes on when they are cancelled.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[K, _Flight[T]] = {}
+        self._flights: dict[K, _Flight] = {}
 
     def __len__(self) -> int:
         """Number of keys under way."""
         return len(self._flights)
 
-    async def run(self, key: K, function: Callable[[], Awaitable[T]]) -> T:
-        """Return `function()`, or the outcome of the one already running for `key`.  Checkpoint."""
-        while True:
-            flight = self._flights.get(key)
-            if flight is None:
-                return await self._lead(key, function)
+    def __contains__(self, key: K) -> bool:
+        """Whether `key` is under way."""
+        return key in self._flights
+
+    def begin(self, key: K) -> None:
+        """Say that `key` is under way; it must not be already.  Whoever calls this calls `end`, in a `finally`."""
+        assert key not in self._flights, f"{key} is under way already"
+        self._flights[key] = _Flight()
+
+    def end(self, key: K, error: Exception | None = None) -> None:
+        """Let everyone who waits for `key` go on, or raise `error` in them; nothing happens if it ended before."""
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            flight.error = error
+            flight.done.set()
+
+    async def wait(self, key: K) -> None:
+        """Return when `key` is not under way (any more).  Checkpoint if it was.  Raises: what `end` was given."""
+        flight = self._flights.get(key)
+        if flight is not None:
             await flight.done.wait()
             if flight.error is not None:
                 raise flight.error
-            if flight.succeeded:
-                return flight.value  # type: ignore[return-value]  # set together with `succeeded`, may be None itself
-
-    async def _lead(self, key: K, function: Callable[[], Awaitable[T]]) -> T:
-        flight = self._flights[key] = _Flight[T]()
-        try:
-            flight.value = await function()
-        except Exception as error:
-            flight.error = error
-            raise
-        else:
-            flight.succeeded = True
-            return flight.value
-        finally:
-            del self._flights[key]
-            flight.done.set()
 
 
 class Pulse:

@@ -22,15 +22,17 @@ from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import parse_place
 from cuckoo_mount.clouds.translate import hide_secrets
-from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, write_config
+from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
+from cuckoo_mount.config.files import store_clouds
 from cuckoo_mount.config.secrets import resolve_secrets
-from cuckoo_mount.errors import CloudError, CloudUnavailable, ConfigurationError, CuckooError, UsageError
+from cuckoo_mount.errors import CloudError, CloudRefused, CloudUnavailable, ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.format import ID_BYTES, pack_share_name
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.jobs import Trial, try_cloud
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
 from cuckoo_mount.multi.requests import Pool, gather
+from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import CloudName, CloudRow
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Roster:
         metadata: Metadata,
         multifs: MultiFS,
         pool: Pool,
+        writer: PackWriter,
         *,
         load_slots: LoadSlots,
     ) -> None:
@@ -64,6 +67,7 @@ class Roster:
         self._metadata = metadata
         self._multifs = multifs
         self._pool = pool
+        self._writer = writer
         self._load_slots = load_slots
         self._lock: Final = trio.Lock()
 
@@ -100,7 +104,7 @@ class Roster:
         try:
             entry = await self._entry(_row(cloud), cloud)
             if entry.trouble:
-                raise ConfigurationError(entry.trouble)
+                raise CloudRefused(entry.trouble, cloud=cloud.name)
             await self._pool.run(
                 jobs.write_identity,
                 entry.settings,
@@ -231,13 +235,20 @@ class Roster:
         self._named(name)
         if key not in self._multifs.names:
             await self.sign_new()
+        await self._multifs.ask(key, jobs.capabilities, deadline_s=IDENTITY_DEADLINE_S)
         pack_id = random_bytes.token_bytes(ID_BYTES)
         await self._metadata.begin_pack(pack_id)
         await self._metadata.make_durable()
         share = pack_share_name(self.config.drive_id, pack_id, 0)
-        trial = await self._multifs.ask(key, try_cloud, share, TRIAL_BYTES, deadline_s=TRIAL_DEADLINE_S)
-        if "delete" in {step.step for step in trial.steps} or await self._multifs.withdraw(pack_id, shares=1):
+        try:
+            trial = await self._multifs.ask(key, try_cloud, share, TRIAL_BYTES, deadline_s=TRIAL_DEADLINE_S)
+        except BaseException:  # cancellation, too
+            self._writer.leave_intent(pack_id)
+            raise
+        if "delete" in {step.step for step in trial.steps}:
             await self._metadata.abandon_pack(pack_id)
+        else:
+            self._writer.leave_intent(pack_id)
         return trial
 
     # -- inside --
@@ -276,28 +287,33 @@ class Roster:
 
     async def _wait_until_quiet(self) -> None:
         """Return when no pack that was begun before this call is on its way any more.  Raises: CloudUnavailable."""
-        begun = set(await self._metadata.pack_intents())
+        begun = await self._under_way()
         with trio.move_on_after(LEAVING_S) as scope:
-            while begun & set(await self._metadata.pack_intents()):  # noqa: ASYNC110 (rows tell nobody when they go)
+            while begun & await self._under_way():  # noqa: ASYNC110 (rows tell nobody when they go)
                 await trio.sleep(LEAVING_POLL_S)
         if scope.cancelled_caught:
             raise CloudUnavailable("packs are still on their way to clouds; try again when `cuckoo sync` has ended")
+
+    async def _under_way(self) -> set[bytes]:
+        return set(await self._metadata.pack_intents()) - self._writer.left
 
     async def _enter(self, cloud: CloudConfig, entry: CloudEntry) -> None:
         """Put a signed cloud on the list and use it."""
         await self._metadata.put_cloud(_row(cloud))
         await self._metadata.make_durable()
         self._multifs.set_cloud(CloudName(cloud.name), entry)
+        if not self._multifs.is_up(CloudName(cloud.name)):
+            await self._multifs.probe([CloudName(cloud.name)])
 
     async def _entry(self, row: CloudRow, config: CloudConfig) -> CloudEntry:
         try:
             secrets = await trio.to_thread.run_sync(resolve_secrets, self.config.name, config)
         except ConfigurationError as error:
-            return entry_of(row, _settings(config, {}), trouble=str(error))
+            return entry_of(row, _settings(config, {}), trouble=str(error).removeprefix(f"cloud {config.name}: "))
         return entry_of(row, _settings(config, dict(secrets)))
 
     async def _write(self, config: DriveConfig) -> None:
-        await trio.to_thread.run_sync(write_config, config, self._paths)
+        await trio.to_thread.run_sync(store_clouds, config.clouds, self._paths)
         self.config = config
 
 

@@ -170,6 +170,43 @@ class SealedChunk:
 
 
 @frozen(slots=True)
+class Duplicate:
+    """A dirty chunk whose bytes are those of the stored version `of`."""
+
+    chunk: DirtyChunk
+    of: VersionNo
+
+
+@frozen(slots=True)
+class Linked:
+    """A chunk that was dirty and now names `version`, which is stored at `location`."""
+
+    chunk: DirtyChunk
+    version: VersionNo
+    location: Location
+
+
+@frozen(slots=True)
+class StoredVersion:
+    """A version in a pack.  `chunk`: its number and plain length, and one place that names it (inode 0: a base only)."""
+
+    chunk: DirtyChunk
+    location: Location
+
+
+@frozen(slots=True)
+class PackFill:
+    """How much of a pack lives: `used_bytes` sealed bytes of `size_bytes`, `live_bytes` plain, in `versions` versions."""
+
+    number: PackNo
+    policy: str
+    size_bytes: int
+    live_bytes: int
+    used_bytes: int
+    versions: int
+
+
+@frozen(slots=True)
 class ShareRow:
     """One share of a pack on one cloud; `digest` is the keyed hash of the share's whole content."""
 

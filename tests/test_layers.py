@@ -39,6 +39,7 @@ LEVELS: Final[dict[str, int]] = {
     "testing": 7,
     "drive": 8,
     "roster": 8,
+    "slots": 8,
     "fsck": 8,
     "config": 8,
     "cli": 8,

@@ -14,8 +14,10 @@ _ALL = ChunkIndex(1 << 40)
 
 
 async def check_cache(content: Content) -> list[str]:
-    """Check I-3, I-7, I-13 and I-18."""
+    """Check I-3, I-7, I-8, I-13 and I-18."""
     problems = [line for state in list(content.states) for line in _check_slots(content, state)]
+    for ino in list(content.states):
+        problems += await _check_rows_of(content, ino)
     inodes = set(content.files.inodes(in_state=True)) | set(content.files.inodes(in_state=False))
     for ino in sorted(inodes):
         for row in await content.metadata.chunk_rows(ino, ChunkIndex(0), _ALL):
@@ -47,6 +49,24 @@ def _check_slots(content: Content, ino: InodeNo) -> list[str]:
             problems.append(f"{where} has {slot.length_bytes} bytes")
     if not state.users and not state.is_pending:
         problems.append(f"inode {ino} is kept in memory for nothing")
+    return problems
+
+
+async def _check_rows_of(content: Content, ino: InodeNo) -> list[str]:
+    """Check what is in memory of a file's rows: those may change without the file's doing (placing.py)."""
+    rows = {row.index: row for row in await content.metadata.chunk_rows(ino, ChunkIndex(0), _ALL)}
+    state = content.states.get(ino)
+    if state is None or state.removed:
+        return []
+    problems = []
+    for index, slot in state.slots.items():
+        row = rows.get(index)
+        if slot.pending:
+            continue
+        if row is None or (slot.version, slot.location) != (row.version, row.location):
+            problems.append(f"I-8: inode {ino} chunk {index} is not where it is thought to be")
+        elif slot.base is not None and slot.base.location != row.base_location:
+            problems.append(f"I-8: the base of inode {ino} chunk {index} is not where it is thought to be")
     return problems
 
 

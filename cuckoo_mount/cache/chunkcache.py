@@ -5,7 +5,7 @@ Used by parted/ and drive.py.  Loop only.  Builds its parts and runs their tasks
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from cuckoo_mount.cache.content import Content
 from cuckoo_mount.cache.eviction import Evictor
 from cuckoo_mount.cache.fetching import ChunkReader
 from cuckoo_mount.cache.files import LocalFiles
+from cuckoo_mount.cache.placing import note_moved
 from cuckoo_mount.cache.pressure import CacheLimits, Pressure
 from cuckoo_mount.cache.recovery import begin_session, end_session, prepare_folder, recover_files
 from cuckoo_mount.cache.state import FileState
@@ -26,12 +27,16 @@ from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import Inode, InodeNo
+from cuckoo_mount.types import Inode, InodeNo, Location, VersionNo
 
 
 @frozen(slots=True)
 class CacheStatistics:
-    """Counters; bytes are plain bytes in local files."""
+    """Counters; bytes are plain bytes in local files.
+
+    `misses`: chunks that a read had to wait for.  `prefetched`: chunks fetched ahead of reads; `prefetch_hits`: those
+    of them, and of those under way, that were read afterwards.
+    """
 
     used_bytes: int
     limit_bytes: int
@@ -40,6 +45,8 @@ class CacheStatistics:
     pending_files: int
     hits: int
     misses: int
+    prefetched: int
+    prefetch_hits: int
     evicted_bytes: int
     checkpoints: int
     file_syncs: int
@@ -89,6 +96,7 @@ class ChunkCache:
         await recover_files(self._metadata, self._content.files, self._aside)
         try:
             async with trio.open_nursery() as nursery:
+                await nursery.start(self._content.fetcher.run)
                 for task in (self._checkpointer.run, self._writeback.run, self._evictor.run):
                     nursery.start_soon(task)
                 yield
@@ -186,6 +194,10 @@ class ChunkCache:
             await self._metadata.purge_inode(ino)
         self._checkpointer.doom(ino)
 
+    def note_moved(self, places: Mapping[VersionNo, Location]) -> None:
+        """Account for versions that compaction moved to other packs; no checkpoint since their rows changed."""
+        note_moved(self._content, places)
+
     async def evict(self, wanted_bytes: int) -> int:
         """Give back about `wanted_bytes` of clean chunks; return how many were."""
         return await self._evictor.evict(wanted_bytes)
@@ -201,6 +213,8 @@ class ChunkCache:
             pending_files=sum(state.is_pending for state in self._content.states.values()),
             hits=self._content.hits,
             misses=self._content.fetcher.misses,
+            prefetched=self._content.fetcher.prefetched,
+            prefetch_hits=self._content.fetcher.prefetch_hits,
             evicted_bytes=self._evictor.evicted_bytes,
             checkpoints=self._checkpointer.checkpoints,
             file_syncs=self._checkpointer.file_syncs,

@@ -16,6 +16,7 @@ from typing import Final
 from cuckoo_mount.cache.fetching import ChunkReader, Fetcher
 from cuckoo_mount.cache.files import LocalFile, LocalFiles
 from cuckoo_mount.cache.frozen import Frozen, FrozenChunks
+from cuckoo_mount.cache.landing import Landing
 from cuckoo_mount.cache.pressure import Pressure
 from cuckoo_mount.cache.sparse import punch_hole, pwrite_all
 from cuckoo_mount.cache.state import (
@@ -60,9 +61,10 @@ class Content:
         self._boot_tick = boot_tick
         self._unverified_tick = unverified_tick
         self._started = time.monotonic()
-        self.fetcher: Final = Fetcher(
-            metadata, files, reader, pressure, evicting=self.evicting, digest=digest, clock=lambda: self.tick
+        self.landing: Final = Landing(
+            metadata, files, self, evicting=self.evicting, digest=digest, clock=lambda: self.tick
         )
+        self.fetcher: Final = Fetcher(metadata, reader, self.landing, pressure)
 
     def is_unverified(self, tick: int) -> bool:
         """Return whether a clean chunk last used at `tick` must be verified first (I-4)."""
@@ -228,11 +230,14 @@ class Content:
             spans = chunk_spans(offset, size_bytes)
             await self.load(state, spans[0][0], spans[-1][0])
             needed = self._needed(state, spans)
-            if not needed and self.files.get(state.ino) is None and await self.fetcher.lost_file(state, spans):
+            if not needed and self.files.get(state.ino) is None and await self.landing.lost_file(state, spans):
                 continue
             if not needed:
                 self.hits += not missed
                 self.touched.update((state.ino, index) for index, _, _ in spans)
+                if self.fetcher.unread_bytes:
+                    for index, _, _ in spans:
+                        self.fetcher.note_read(state.ino, index)
                 return self._gather(state, spans, offset, size_bytes)
             missed = True
             for index in needed:
@@ -291,7 +296,7 @@ class Content:
         async with state.rows_lock:
             file = self.files.get(state.ino)
             if file is None:
-                await self.fetcher.lose_clean(state)
+                await self.landing.lose_clean(state)
                 self.files.create(state.ino, in_state=True)  # nobody else does: the rows lock is held
             else:
                 await self.files.to_state(file)
@@ -300,7 +305,7 @@ class Content:
         """Take back, committed, that these chunks are held clean: their bytes are about to change (I-3)."""
         async with state.rows_lock:
             for index in indexes:
-                await self.fetcher.verify(state, index)
+                await self.landing.verify(state, index)
             held = [index for index in indexes if (slot := state.slots.get(index)) and slot.promised]
             if held:
                 await self.metadata.drop_held([(state.ino, index) for index in held])

@@ -18,7 +18,7 @@ from cuckoo_mount.cache.files import LocalFile
 from cuckoo_mount.cache.sparse import punch_hole
 from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.errors import StaleInode
-from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, InodeNo
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, InodeNo, VersionNo
 
 log = logging.getLogger(__name__)
 BATCH_BYTES: Final = 64 << 20
@@ -56,7 +56,7 @@ class Evictor:
 
     async def evict(self, wanted_bytes: int) -> int:
         """Give back about `wanted_bytes`; return how many were.  Raises: OSError, MetadataError."""
-        found = await self._content.metadata.evictable(wanted_bytes)
+        found = await self._choose(wanted_bytes)
         by_file: dict[InodeNo, list[ChunkIndex]] = {}
         for ino, index, _, _ in found:
             by_file.setdefault(ino, []).append(index)
@@ -71,6 +71,20 @@ class Evictor:
         self.evicted_bytes += freed
         self._content.pressure.made_progress()
         return freed
+
+    async def _choose(self, wanted_bytes: int) -> list[tuple[InodeNo, ChunkIndex, VersionNo, int]]:
+        """Return what to evict: what was fetched ahead and not yet read only if nothing else is left."""
+        fetcher = self._content.fetcher
+        if not fetcher.unread_bytes:
+            return await self._content.metadata.evictable(wanted_bytes)
+        found = await self._content.metadata.evictable(wanted_bytes + fetcher.unread_bytes)
+        chosen, total = [], 0
+        for chunk in sorted(found, key=lambda chunk: fetcher.is_unread(chunk[0], chunk[1])):
+            if total >= wanted_bytes:
+                break
+            chosen.append(chunk)
+            total += chunk[3]
+        return chosen
 
     async def _drop(self, ino: InodeNo, indexes: list[ChunkIndex]) -> list[ChunkIndex]:
         """Take back the promise that these chunks are here; return those for which it was done."""

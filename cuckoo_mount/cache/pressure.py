@@ -42,11 +42,15 @@ class CacheLimits:
 
 
 class Pressure:
-    """The account.  `held_bytes` tells what the metadata counts, `pending_bytes` is kept here."""
+    """The account.  `held_bytes` tells what the metadata counts, `pending_bytes` is kept here.
+
+    `coming_bytes`: what is being fetched ahead; eviction makes room for it before it comes.
+    """
 
     def __init__(self, limits: CacheLimits, folder: Path, held_bytes: Callable[[], int]) -> None:
         self.limits: Final = limits
         self.pending_bytes = 0
+        self.coming_bytes = 0
         self.room = Pulse()
         self.need = trio.Event()
         self._folder = folder
@@ -62,13 +66,18 @@ class Pressure:
     @property
     def is_high(self) -> bool:
         """Whether eviction should start."""
-        return self.used_bytes > self.limits.limit_bytes * HIGH_WATER or self._disk_is_low
+        return self.used_bytes + self.coming_bytes > self.limits.limit_bytes * HIGH_WATER or self._disk_is_low
 
     @property
     def excess_bytes(self) -> int:
         """How much should be evicted to come down to the low water."""
-        excess = self.used_bytes - int(self.limits.limit_bytes * LOW_WATER)
+        excess = self.used_bytes + self.coming_bytes - int(self.limits.limit_bytes * LOW_WATER)
         return max(excess, _DISK_CHECK_BYTES if self._disk_is_low else 0)
+
+    @property
+    def spare_bytes(self) -> int:
+        """How much may still come here without making anybody wait; 0 when the disk or the cache is full."""
+        return 0 if self._disk_is_low else max(0, self.limits.limit_bytes - self.used_bytes - self.coming_bytes)
 
     def _is_over(self, more_bytes: int) -> bool:
         self._since_disk_check += more_bytes

@@ -1,8 +1,7 @@
 """Sending what is dirty: freeze, seal into packs, store, record.
 
 Used by chunkcache.py.  Loop only.  A pack is begun when enough is dirty for a full one, when nothing changed for
-`IDLE_S`,
-or when somebody waits for everything (`sync`).  Failures of clouds are a state, not an error: the data stay
+`IDLE_S`, or when somebody waits for everything (`sync`).  Failures of clouds are a state, not an error: the data stay
 dirty and are tried again with growing pauses.  Invariants: I-7, I-8, I-9.
 """
 
@@ -10,34 +9,25 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from cuckoo_mount.cache.checkpoint import Checkpointer
 from cuckoo_mount.cache.content import Content
+from cuckoo_mount.cache.dedup import Deduplicator
 from cuckoo_mount.cache.frozen import Frozen
+from cuckoo_mount.cache.placing import note_stored
 from cuckoo_mount.errors import CloudError, CuckooError, MetadataError, StaleInode
-from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
+from cuckoo_mount.packs.builder import BuiltPack
+from cuckoo_mount.packs.choosing import MAX_CHUNKS_PER_PACK
 from cuckoo_mount.packs.writer import PackWriter, StoredPack
-from cuckoo_mount.types import (
-    CHUNK_SIZE_BYTES,
-    PACK_SIZE_BYTES,
-    ChunkIndex,
-    DirtyChunk,
-    InodeNo,
-    Location,
-    PackNo,
-    SealedChunk,
-    VersionNo,
-)
+from cuckoo_mount.types import ChunkIndex, DirtyChunk, InodeNo, VersionNo
 
 log = logging.getLogger(__name__)
 IDLE_S: Final = 5.0
 POLL_S: Final = 1.0
 MAX_PACKS_AT_ONCE: Final = 3
-MAX_CHUNKS_PER_PACK: Final = 4096
 MAX_PAUSE_S: Final = 60.0
 MAX_PARTIALS: Final = 64
 
@@ -50,6 +40,7 @@ class WriteBack:
         self._metadata = content.metadata
         self._checkpointer = checkpointer
         self._writer = writer
+        self._dedup = Deduplicator(content, writer)
         self._limiter = trio.CapacityLimiter(MAX_PACKS_AT_ONCE)
         self._hurry = 0
         self._kick = trio.Event()
@@ -126,9 +117,9 @@ class WriteBack:
                 continue  # an older version of the same chunk is under way; its bytes must stay where they are
             chunks.append(chunk)
             total += chunk.length_bytes
-            if total >= PACK_SIZE_BYTES:
+            if total >= self._writer.pack_size_bytes:
                 break
-        if total < PACK_SIZE_BYTES and len(chunks) < MAX_CHUNKS_PER_PACK and not urgent:
+        if total < self._writer.pack_size_bytes and len(chunks) < MAX_CHUNKS_PER_PACK and not urgent:
             return []
         return [Frozen(c.ino, c.index, c.version, c.length_bytes) for c in chunks]
 
@@ -140,8 +131,6 @@ class WriteBack:
             if isinstance(error, MetadataError):
                 raise
             self._note_failure(error)
-        else:
-            self.packs_sent += 1
         finally:
             for frozen in batch:
                 self._content.frozen.thaw(frozen)
@@ -155,20 +144,26 @@ class WriteBack:
         log.warning("sending a pack failed, it will be tried again: %s", error)
 
     async def _send(self, batch: list[Frozen]) -> None:
-        built = await self._writer.build([self._source(f) for f in batch])
+        built = await self._dedup.build(batch)
+        if built is not None:
+            await self._send_pack(built, batch)
+        for ino in {f.ino for f in batch}:
+            self._checkpointer.settle(ino)
+
+    async def _send_pack(self, built: BuiltPack, batch: list[Frozen]) -> None:
         for chunk in built.missing:
             log.error("inode %d chunk %d is dirty but its local file is gone", chunk.ino, chunk.index)
         if not built.sealed:
             await self._writer.discard(built)
             return
         stored = await self._store(built)
-        overwritten = {f.version for f in batch if f.is_aside or self._is_overwritten(f)}
+        overwritten = self._dedup.overwritten(batch)
         number = await self._metadata.finish_pack(
-            built.pack_id, stored.policy, built.size_bytes, stored.shares, built.sealed, overwritten
+            built.pack_id, stored.policy, built.size_bytes, stored.shares, built.sealed, overwritten, stored.strays
         )
-        self._note_stored(number, built.sealed)
-        for ino in {f.ino for f in batch}:
-            self._checkpointer.settle(ino)
+        note_stored(self._content, number, built.sealed)
+        self.packs_sent += 1
+        await self._dedup.link(built.repeats, batch)
 
     async def _store(self, built: BuiltPack) -> StoredPack:
         """Store the pack, however long the clouds take to accept it; the same pack, so that a retry is idempotent."""
@@ -184,31 +179,6 @@ class WriteBack:
             else:
                 self.failures = 0
                 return stored
-
-    def _source(self, frozen: Frozen) -> ChunkSource:
-        chunk = DirtyChunk(frozen.ino, frozen.index, frozen.version, frozen.length_bytes)
-        path = self._content.files.path(frozen.ino, in_state=True)
-        return ChunkSource(
-            chunk, path, frozen.index * CHUNK_SIZE_BYTES, self._content.frozen.aside_path(frozen.version)
-        )
-
-    def _is_overwritten(self, frozen: Frozen) -> bool:
-        state = self._content.states.get(frozen.ino)
-        slot = state.slots.get(frozen.index) if state is not None else None
-        return slot is not None and slot.version != frozen.version
-
-    def _note_stored(self, number: PackNo, sealed: Sequence[SealedChunk]) -> None:
-        """Bring the slots in line with the rows that `finish_pack` wrote."""
-        for item in sealed:
-            state = self._content.states.get(item.chunk.ino)
-            if state is None:
-                continue
-            state.never_clean = False
-            slot = state.slots.get(item.chunk.index)
-            if slot is None or slot.version != item.chunk.version:
-                continue
-            slot.location = Location(number, item.offset, item.length_bytes, item.chunk.length_bytes, item.digest)
-            slot.promised = True
 
     async def _complete_partials(self) -> None:
         """Fetch what is missing under partly written chunks, so that they can be sent."""

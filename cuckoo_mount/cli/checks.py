@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from cuckoo_mount.cli.background import Reporter
+from cuckoo_mount.cli.common import drive_argument
 from cuckoo_mount.cli.lock import DriveLock, LockHeld, LockHolder
 from cuckoo_mount.cli.mounts import CuckooMount, MountBusy, is_dead, mount_at, unmount
 from cuckoo_mount.config.paths import DrivePaths, shown
@@ -75,7 +76,7 @@ def check_mountpoint(mountpoint: Path) -> None:
 
 
 def _already(mount: CuckooMount) -> str:
-    place, option = shown(mount.mountpoint), "" if mount.drive == "default" else f" --drive {mount.drive}"
+    place, option = shown(mount.mountpoint), drive_argument(mount.drive)
     return f"drive {mount.drive!r} is already mounted at {place}; see: cuckoo status{option}"
 
 
@@ -105,6 +106,8 @@ def hold_drive(paths: DrivePaths, reporter: Reporter) -> Iterator[DriveLock]:
 def _who(paths: DrivePaths, holder: LockHolder | None) -> str:
     if holder is None or not holder.pid:
         return f"drive {paths.name!r} is just being mounted by another process; see: cuckoo status --drive {paths.name}"
+    if holder.command:
+        return f"another command is at work on drive {paths.name!r} (pid {holder.pid}); try again when it has ended"
     where = f" at {shown(holder.mountpoint)}" if holder.mountpoint is not None else ""
     return (
         f"drive {paths.name!r} is already mounted{where} (pid {holder.pid}); "

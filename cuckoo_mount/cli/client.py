@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
+from cuckoo_mount.cli.common import drive_argument
 from cuckoo_mount.cli.lock import LockHolder, read_holder
 from cuckoo_mount.config.paths import DrivePaths, drive_paths, list_drives, shown
 from cuckoo_mount.errors import CuckooError, UsageError
@@ -105,6 +106,16 @@ def ask(drive: str, command: str, progress: Progress | None = None, **arguments:
         return connection.ask(command, progress, **arguments)
 
 
+def no_drive(drive: str) -> UsageError:
+    """Return the error for a drive that this machine does not know."""
+    known, option = list_drives(), drive_argument(drive)
+    hint = f"; there are: {', '.join(known)}" if known else ""
+    return UsageError(
+        f"there is no drive {drive!r} here{hint}.  `cuckoo-mount MOUNTPOINT{option}` makes one with a folder as its "
+        f"cloud, `cuckoo init{option}` one for clouds of your own"
+    )
+
+
 def wait_for_end(pidfd: int, timeout_s: float) -> bool:
     """Return whether the process behind `pidfd` has ended within `timeout_s`."""
     poller = select.poll()
@@ -132,15 +143,17 @@ def _places(paths: DrivePaths, holder: LockHolder | None) -> list[Path]:
 
 
 def _nobody(paths: DrivePaths, holder: LockHolder | None) -> CuckooError:
-    drive, option = paths.name, "" if paths.name == "default" else f" --drive {paths.name}"
+    drive, option = paths.name, drive_argument(paths.name)
     place = shown(holder.mountpoint) if holder is not None and holder.mountpoint is not None else "MOUNTPOINT"
+    if holder is not None and holder.alive and holder.command:
+        return NoAnswer(
+            f"another command is at work on drive {drive!r} (pid {holder.pid}); try again when it has ended"
+        )
     if holder is not None and holder.alive:
         return NoAnswer(
             f"drive {drive!r} is just being mounted or unmounted (pid {holder.pid}); try again, "
             f"or see {shown(paths.log)}"
         )
     if not paths.config_file.exists():
-        known = list_drives()
-        hint = f"; there are: {', '.join(known)}" if known else ""
-        return UsageError(f"there is no drive {drive!r} here{hint}.  `cuckoo-mount MOUNTPOINT{option}` makes one")
+        return no_drive(drive)
     return NotMounted(f"drive {drive!r} is not mounted; mount it with: cuckoo-mount {place}{option}")

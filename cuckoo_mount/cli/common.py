@@ -5,12 +5,13 @@ Used by every module of cli/ that is a command.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from typing import Final, TypeVar
@@ -19,7 +20,7 @@ import click
 
 from cuckoo_mount.cli.logs import LEVELS, log_to_file, log_to_terminal
 from cuckoo_mount.config.paths import drive_paths, shown
-from cuckoo_mount.errors import CuckooError
+from cuckoo_mount.errors import CuckooError, UsageError
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., object])
@@ -37,6 +38,11 @@ def drive_option(function: F) -> F:
     return click.option(
         "--drive", default=DEFAULT_DRIVE, show_default=True, metavar="NAME", help="Which drive is meant."
     )(function)
+
+
+def drive_argument(drive: str) -> str:
+    """Return what a command line that is shown needs to mean this drive: nothing for the default one."""
+    return "" if drive == DEFAULT_DRIVE else f" --drive {drive}"
 
 
 def log_level_option(function: F) -> F:
@@ -73,10 +79,35 @@ def print_json(value: Mapping[str, object] | Sequence[object]) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
+def innermost(error: BaseException) -> BaseException:
+    """Return what nurseries have wrapped, if it is one error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def say_error(program: str, message: str) -> None:
     """Print an error on stderr, if there is one."""
     with suppress(OSError):
         print(f"{program}: {message}", file=sys.stderr)
+
+
+def no_command(name: str, known: Iterable[str], later: Iterable[str], context: click.Context) -> click.UsageError:
+    """Return the error for a command that is not there, with what may be meant."""
+    if name in later:
+        return click.UsageError(f"the command {name} comes with a later release", context)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+    return click.UsageError(f"there is no command {name!r}; {hint}", context)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Return if the user agrees, or said --yes.  Raises: UsageError without a terminal, click.Abort after a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question}  There is no terminal to ask on; say --yes if it is meant")
+    click.confirm(question, abort=True, err=True)
 
 
 def run(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:

@@ -13,14 +13,15 @@ import resource
 import signal
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from cuckoo_mount.cli.background import Reporter, TerminalReporter, fill_standard_streams, go_to_background
 from cuckoo_mount.cli.checks import check_fuse, check_mountpoint, clear_dead_mount, hold_drive
-from cuckoo_mount.cli.common import INTERRUPTED
+from cuckoo_mount.cli.common import INTERRUPTED, drive_argument, innermost
 from cuckoo_mount.cli.lock import DriveLock
 from cuckoo_mount.cli.logs import log_to_file, log_to_terminal, stop_terminal
 from cuckoo_mount.cli.mounts import real_path
+from cuckoo_mount.cli.unlocking import find_drive_key
 from cuckoo_mount.config import (
     DriveConfig,
     DrivePaths,
@@ -31,20 +32,25 @@ from cuckoo_mount.config import (
     shown,
     store_mountpoint,
 )
-from cuckoo_mount.errors import CuckooError, UsageError
+from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
+from cuckoo_mount.layers.recoverykey import recovery_key_of
 
 log = logging.getLogger(__name__)
 
 
 @frozen(slots=True, kw_only=True)
 class MountRequest:
-    """What the command line asked for.  `mountpoint` None: the one in the configuration file."""
+    """What the command line asked for.  `mountpoint` None: the one in the configuration file.
+
+    `passphrase_file`: for a drive without a key file; None: a systemd credential, or the terminal.
+    """
 
     paths: DrivePaths
     mountpoint: Path | None
     options: tuple[str, ...]
     foreground: bool
     log_level: str
+    passphrase_file: str | None = None
 
 
 @frozen(slots=True, kw_only=True)
@@ -103,8 +109,13 @@ def _prepare(request: MountRequest, lock: DriveLock, reporter: Reporter) -> Prep
     if config is None:
         config = create_default_drive(paths)
         _introduce(config, paths, reporter)
-    key = read_drive_key(paths.key_file)
-    store_mountpoint(mountpoint, paths)
+    if not config.clouds:
+        raise ConfigurationError(
+            f"drive {paths.name!r} has no clouds; add one: cuckoo cloud add NAME URL{drive_argument(paths.name)}"
+        )
+    key = find_drive_key(config, paths, request.passphrase_file)
+    if store_mountpoint(mountpoint, paths):
+        config = evolve(config, mountpoint=mountpoint)
     return Prepared(request=request, config=config, key=key, mountpoint=mountpoint, lock=lock)
 
 
@@ -114,8 +125,25 @@ def _introduce(config: DriveConfig, paths: DrivePaths, reporter: Reporter) -> No
     reporter.say(
         f"Made drive {config.name!r}, encrypted, with one cloud {cloud.name!r}: the folder {shown(cloud.url)}."
     )
-    reporter.say(f"Its key is only in {shown(paths.key_file)}: keep a copy elsewhere, without it nothing can be read.")
+    reporter.say(_where_the_keys_are(paths))
     reporter.say("One folder on the same disk is no backup: when this disk dies, the drive dies with it.")
+
+
+def _where_the_keys_are(paths: DrivePaths) -> str:
+    if _is_journal(1):
+        # What stands in the journal is read by others, and copied.
+        return f"Its key is in {shown(paths.key_file)}; keep its recovery key elsewhere: cuckoo key show-recovery"
+    recovery_key = recovery_key_of(read_drive_key(paths.key_file)).shown()
+    return (
+        f"Its key is in {shown(paths.key_file)}; write down its recovery key and keep it elsewhere, "
+        f"without one of the two nothing can be read: {recovery_key}"
+    )
+
+
+def _is_journal(fd: int) -> bool:
+    """Return whether systemd's journal gets what is written to `fd` (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _run(prepared: Prepared, reporter: Reporter) -> int:
@@ -134,7 +162,7 @@ def _run(prepared: Prepared, reporter: Reporter) -> int:
         reporter.fail("interrupted", INTERRUPTED)
         return INTERRUPTED
     except BaseException as error:
-        inner = _innermost(error)
+        inner = innermost(error)
         known = _known_error(inner)
         if known is not None:
             log.error("%s", known, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
@@ -144,13 +172,6 @@ def _run(prepared: Prepared, reporter: Reporter) -> int:
         log.critical("%s: a bug in cuckoo-mount, please report it with %s", type(inner).__name__, where, exc_info=error)
         reporter.fail(f"failed because of a bug ({type(inner).__name__}); see {where}", 1)
         return 1
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Return what nurseries have wrapped, if it is one error."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _known_error(error: BaseException) -> CuckooError | None:

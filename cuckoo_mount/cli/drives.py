@@ -51,7 +51,7 @@ def _line(name: str) -> DriveLine:
         return DriveLine(name, "broken", None, None, 0, str(paths.config_file))
     clouds = len(config.clouds) if config is not None else 0
     holder = read_holder(paths.lock)
-    if holder is None or not holder.alive:
+    if holder is None or not holder.alive or holder.command:
         return DriveLine(name, "not mounted", None, None, clouds, str(paths.config_file))
     place = str(holder.mountpoint) if holder.mountpoint is not None else None
     return DriveLine(name, "ending" if holder.ending else "mounted", place, holder.pid, clouds, str(paths.config_file))

@@ -24,12 +24,16 @@ _BETWEEN_TRIES_S: Final = 0.02
 
 @frozen(slots=True, kw_only=True)
 class LockHolder:
-    """Who has the drive.  `alive`: the lock is held right now.  `ending`: unmounted, still sending."""
+    """Who has the drive.  `alive`: the lock is held right now.  `ending`: unmounted, still sending.
+
+    `command`: not a daemon but a command, at work on a drive that is not mounted.
+    """
 
     pid: int
     mountpoint: Path | None = None
     socket: Path | None = None
     ending: bool = False
+    command: bool = False
     alive: bool = False
 
 
@@ -98,6 +102,7 @@ def read_holder(path: Path) -> LockHolder | None:
         mountpoint=Path(mountpoint) if isinstance(mountpoint, str) else None,
         socket=Path(socket) if isinstance(socket, str) else None,
         ending=values.get("ending") is True,
+        command=values.get("command") is True,
         alive=alive,
     )
 

@@ -5,7 +5,6 @@ The entry point of the command `cuckoo`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from typing import Final
@@ -23,10 +22,13 @@ COMMANDS: Final[dict[str, str]] = {
     "sync": "Wait until everything written so far is on the clouds.",
     "umount": "Send what is left, and unmount a drive.",
     "drives": "List the drives of this machine.",
+    "init": "Make a drive for clouds of your own.",
+    "cloud": "Add, list, test, change and remove a drive's clouds.",
+    "key": "Show the recovery key, change the passphrase.",
+    "gc": "Delete and compact packs that hold what nobody needs any more.",
 }
-LATER: Final = frozenset(
-    {"init", "cloud", "recover", "fsck", "scrub", "rebalance", "gc", "destroy", "key"}
-)  # in the contract, not in this release
+# In the contract, not in this release.
+LATER: Final = frozenset({"recover", "fsck", "scrub", "rebalance", "destroy"})
 
 
 class LazyGroup(click.Group):
@@ -42,11 +44,7 @@ class LazyGroup(click.Group):
             found: object = importlib.import_module(f"cuckoo_mount.cli.{cmd_name}").command
             assert isinstance(found, click.Command)
             return found
-        if cmd_name in LATER:
-            raise click.UsageError(f"the command {cmd_name} comes with a later release", ctx)
-        close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
-        raise click.UsageError(f"there is no command {cmd_name!r}; {hint}", ctx)
+        raise common.no_command(cmd_name, COMMANDS, LATER, ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table from what is known without importing anything."""

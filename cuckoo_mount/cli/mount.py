@@ -25,6 +25,11 @@ PROGRAM = "cuckoo-mount"
 @click.option(
     "-o", "options", multiple=True, metavar="OPT[,OPT…]", help="Mount options, for example -o ro or -o allow_other."
 )
+@click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    help="Where the passphrase is, if the drive has no key file; - is standard input.",
+)
 @click.option("--take-over", is_flag=True, help="(Comes with a later release.)")
 @click.option("--epoch", type=int, metavar="N", help="(Comes with a later release.)")
 @click.option(
@@ -42,6 +47,7 @@ def command(
     drive: str,
     foreground: bool,
     options: tuple[str, ...],
+    passphrase_file: str | None,
     take_over: bool,
     epoch: int | None,
     log_level: str,
@@ -58,7 +64,12 @@ def command(
     from cuckoo_mount.cli.daemon import MountRequest, mount_drive
 
     request = MountRequest(
-        paths=drive_paths(drive), mountpoint=mountpoint, options=options, foreground=foreground, log_level=log_level
+        paths=drive_paths(drive),
+        mountpoint=mountpoint,
+        options=options,
+        foreground=foreground,
+        log_level=log_level,
+        passphrase_file=passphrase_file,
     )
     return mount_drive(request)
 

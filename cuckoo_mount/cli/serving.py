@@ -17,6 +17,7 @@ import trio
 from attrs import define
 
 from cuckoo_mount.cli.background import Reporter, notify_systemd
+from cuckoo_mount.cli.commands import control_commands
 from cuckoo_mount.cli.daemon import Prepared
 from cuckoo_mount.cli.lock import LockHolder
 from cuckoo_mount.cli.mounts import mount_at, unmount
@@ -85,7 +86,7 @@ async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> s
         session = Session(
             drive=drive, mountpoint=prepared.mountpoint, read_only=options.read_only, stop_serving=request_stop
         )
-        control = ControlServer(paths.socket, session.commands())
+        control = ControlServer(paths.socket, {**session.commands(), **control_commands(drive)})
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)
             prepared.lock.describe(_holder(prepared, ending=False))

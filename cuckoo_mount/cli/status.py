@@ -119,6 +119,8 @@ def notes_on(status: Status) -> list[str]:
         notes.append(f"last trouble with sending: {error}")
     if len(clouds) == 1 and _is_folder(str(clouds[0].get("url", ""))):
         notes.append("One folder on the same disk is no backup: when this disk dies, the drive dies with it.")
+    if status.get("recovery_key_shown") is False:
+        notes.append("Keep the recovery key somewhere else than on this machine: cuckoo key show-recovery")
     if _table(status, "epoch").get("cloud") is None:
         notes.append(
             "Names and attributes are only on this machine yet; keeping them on the clouds comes with a later release."

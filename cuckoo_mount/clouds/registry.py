@@ -51,13 +51,15 @@ class Driver:
 
 
 GENERIC: Final = Driver(schemes=(), opener="cuckoo_mount.clouds.pyfilesystem:open_pyfilesystem_cloud")
-DRIVERS: Final = (Driver(schemes=("osfs", "file"), opener="cuckoo_mount.clouds.osfs:open_folder_cloud", folder=True),)
+DRIVERS: Final = (
+    Driver(schemes=("osfs", "file"), opener="cuckoo_mount.clouds.osfs:open_folder_cloud", folder=True),
+    Driver(schemes=("s3",), opener="cuckoo_mount.clouds.s3:open_s3_cloud"),
+)
 REFUSED: Final[dict[str, str]] = {
     "zip": "an archive has to be rewritten as a whole for every change; use a folder",
     "tar": "an archive has to be rewritten as a whole for every change; use a folder",
     "cuckoo": "a drive cannot be one of its own clouds; name the storage below it",
     "sftp": "PyFilesystem's driver answers to ssh:// only; write ssh:// instead",
-    "s3": "the generic way would cost five requests per object; its own driver comes with a later version",
     "dropbox": "the generic way reads and uploads objects twice; its own driver comes with a later version",
     "webdav": "PyFilesystem's driver lists from a stale cache; our own driver comes with a later version",
     "webdavs": "PyFilesystem's driver lists from a stale cache; our own driver comes with a later version",

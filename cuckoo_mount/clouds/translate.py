@@ -8,10 +8,22 @@ text that names the cause and never holds a secret.  What is not recognised coun
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from typing import Final
+from urllib.parse import unquote
+
+from attrs import frozen
 
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.errors import CloudError, CloudFull, CloudMissing, CloudRefused, CloudTimeout, CloudUnavailable
+from cuckoo_mount.errors import (
+    CloudCorrupt,
+    CloudError,
+    CloudFull,
+    CloudMissing,
+    CloudRefused,
+    CloudTimeout,
+    CloudUnavailable,
+)
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -27,16 +39,77 @@ _BY_CLASS_NAME: Final[dict[str, type[CloudError]]] = {
     "ResourceNotFound": CloudMissing,
     "AuthenticationException": CloudRefused,
     "AuthError": CloudRefused,
-    "NoCredentialsError": CloudRefused,
     "DefaultCredentialsError": CloudRefused,
+    # botocore, whose timeouts have the names of urllib3's; its ClientError is judged by the code in the answer.
+    "ConnectTimeoutError": CloudTimeout,
+    "ReadTimeoutError": CloudTimeout,
+    "NoCredentialsError": CloudRefused,
+    "PartialCredentialsError": CloudRefused,
+    "CredentialRetrievalError": CloudRefused,
+    "ConfigParseError": CloudRefused,
+    "ProfileNotFound": CloudRefused,
+    "SSOError": CloudRefused,
+    "TokenRetrievalError": CloudRefused,
 }
 _BY_STATUS: Final[dict[int, type[CloudError]]] = {
     401: CloudRefused,
     403: CloudRefused,
     404: CloudMissing,
+    405: CloudRefused,
     408: CloudTimeout,
+    413: CloudFull,
+    416: CloudCorrupt,
+    501: CloudRefused,
     507: CloudFull,
 }
+# Codes of S3 and its kin that say more than the HTTP status they come with, or otherwise.
+_BY_CODE: Final[dict[str, type[CloudError]]] = {
+    "NoSuchKey": CloudMissing,
+    "NoSuchBucket": CloudUnavailable,
+    "InvalidRange": CloudCorrupt,
+    "EntityTooLarge": CloudFull,
+    "InsufficientStorage": CloudFull,
+    "QuotaExceeded": CloudFull,
+    "XMinioAdminBucketQuotaExceeded": CloudFull,
+    "XMinioStorageFull": CloudFull,
+    "RequestTimeout": CloudTimeout,
+    "SlowDown": CloudUnavailable,
+    "RequestLimitExceeded": CloudUnavailable,
+    "AuthorizationHeaderMalformed": CloudRefused,
+    "ExpiredToken": CloudRefused,
+    "IllegalLocationConstraintException": CloudRefused,
+    "InvalidAccessKeyId": CloudRefused,
+    "InvalidBucketName": CloudRefused,
+    "InvalidToken": CloudRefused,
+    "PermanentRedirect": CloudRefused,
+    "RequestTimeTooSkewed": CloudRefused,
+    "SignatureDoesNotMatch": CloudRefused,
+    "TokenRefreshRequired": CloudRefused,
+}
+
+
+@frozen(slots=True)
+class ServiceError:
+    """What a service's own answer says: its code ("" if it gave none), HTTP status (0 if not known), and text."""
+
+    code: str
+    status: int
+    text: str
+
+
+def service_error(error: BaseException) -> ServiceError | None:
+    """Return the answer inside a botocore ClientError, or None for any other error."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, Mapping):
+        return None
+    details, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
+    code = str(details.get("Code", ""))
+    return ServiceError(
+        # Where an answer has no body, botocore makes a code of the status.
+        "" if code.isdigit() else code,
+        int(metadata.get("HTTPStatusCode", 0)) or (int(code) if code.isdigit() else 0),
+        str(details.get("Message", "")),
+    )
 
 
 def hide_secrets(text: str, settings: CloudSettings) -> str:
@@ -45,16 +118,20 @@ def hide_secrets(text: str, settings: CloudSettings) -> str:
     _, found, rest = settings.url.partition("://")
     credentials, at, _ = rest.partition("@")
     if found and at and ":" in credentials:
-        hidden |= {credentials, credentials.partition(":")[2]} - {""}
+        password = credentials.partition(":")[2]
+        hidden |= {credentials, password, unquote(password)} - {""}
     for value in sorted(hidden, key=len, reverse=True):
         text = text.replace(value, "***")
     return text
 
 
 def describe(error: BaseException, settings: CloudSettings) -> str:
-    """Return one line for `error`, without secrets: its text and, where that is not ours, its class."""
-    text = " ".join(str(error).split())[:_TEXT_MAX_CHARACTERS]
-    kind = type(error).__name__
+    """Return one line for `error`, without secrets: its text and, where that is not ours, its class or code."""
+    service = service_error(error)
+    text, kind = str(error), type(error).__name__
+    if service is not None:
+        text, kind = service.text, service.code or f"HTTP status {service.status}"
+    text = " ".join(text.split())[:_TEXT_MAX_CHARACTERS]
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     elif kind not in text:
@@ -105,6 +182,9 @@ def _kind(error: BaseException) -> type[CloudError] | None:
     for parent in type(error).__mro__:
         if parent.__name__ in _BY_CLASS_NAME:
             return _BY_CLASS_NAME[parent.__name__]
+    service = service_error(error)
+    if service is not None:
+        return _BY_CODE.get(service.code) or _BY_STATUS.get(service.status, CloudUnavailable)
     if isinstance(error, OSError):
         return _kind_of_os_error(error)
     status = getattr(getattr(error, "response", None), "status_code", None)

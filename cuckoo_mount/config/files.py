@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOUNTPOINT_LINE: Final = re.compile(r"^[ \t]*mountpoint[ \t]*=.*$", re.MULTILINE)
+_CLOUD_LINE: Final = re.compile(r"^[ \t]*\[\[[ \t]*cloud[ \t]*\]\]", re.MULTILINE)
 _HEADER: Final = (
     "# A cuckoo-mount drive as this machine knows it.  Sizes: 500MB, 10GiB.  The clouds are a copy to start from.\n"
     "# Back this file up together with the .key file next to it: without the key nothing of the drive can be read.\n\n"
@@ -136,6 +137,7 @@ def read_config(paths: DrivePaths) -> DriveConfig | None:
             redundancy=table.take("redundancy", str, NO_REDUNDANCY),
             pack_size_bytes=table.size("pack_size", None) or PACK_SIZE_BYTES,
             encrypted=table.take("encrypted", bool, True),
+            ask=table.take("ask", bool, False),
             mountpoint=Path(mountpoint) if mountpoint is not None else None,
             cache_limit_bytes=table.size("cache_limit", None) or CACHE_LIMIT_DEFAULT_BYTES,
             deadline_s=table.seconds("deadline_s", DEADLINE_DEFAULT_S),
@@ -209,14 +211,28 @@ def write_config(config: DriveConfig, paths: DrivePaths) -> None:
         "redundancy": config.redundancy,
         "pack_size": format_size(config.pack_size_bytes),
         "encrypted": config.encrypted,
+        "ask": config.ask or None,
         "mountpoint": str(config.mountpoint) if config.mountpoint is not None else None,
         "cache_limit": format_size(config.cache_limit_bytes),
         "deadline_s": config.deadline_s,
-        # Nothing rather than an empty list, after which nobody could write [[cloud]] by hand.
-        "cloud": [cloud_document(cloud) for cloud in config.clouds] or None,
     }
-    text = _HEADER + tomli_w.dumps({key: value for key, value in document.items() if value is not None})
+    text = tomli_w.dumps({key: value for key, value in document.items() if value is not None})
+    text = f"{_HEADER}{text}{_clouds_text(config.clouds)}"
     write_private_file(paths.config_file, _encode(text, paths.config_file), replace=True)
+
+
+def _clouds_text(clouds: Sequence[CloudConfig]) -> str:
+    """Return the clouds' tables.  Each as [[cloud]]: tomli_w writes short ones as one list, which is hard to edit."""
+    import tomli_w
+
+    parts = []
+    for cloud in clouds:
+        document = cloud_document(cloud)
+        values = {key: value for key, value in document.items() if not isinstance(value, dict)}
+        tables = {f"cloud.{key}": value for key, value in document.items() if isinstance(value, dict)}
+        parts.append(f"\n[[cloud]]\n{tomli_w.dumps(values)}")
+        parts += [f"\n[{name}]\n{tomli_w.dumps(pairs)}" for name, pairs in tables.items()]
+    return "".join(parts)
 
 
 def cloud_document(cloud: CloudConfig) -> dict[str, object]:
@@ -245,29 +261,53 @@ def _encode(text: str, path: Path) -> bytes:
         ) from error
 
 
-def store_mountpoint(mountpoint: Path, paths: DrivePaths) -> None:
-    """Note where the drive is mounted, as the one change of the file.  Raises: ConfigurationError, OSError.
+def store_clouds(clouds: Sequence[CloudConfig], paths: DrivePaths) -> None:
+    """Write the list of clouds anew and leave the rest of the file alone, as somebody may have edited it since.
 
-    A path that is no valid UTF-8 cannot stand in a TOML file: then the file stays as it is, with a warning.
+    Raises: ConfigurationError, OSError.
     """
     import tomli_w
 
     text, document = _read_text(paths.config_file), _load(paths.config_file)
-    if text is None or document is None or document.get("mountpoint") == str(mountpoint):
-        return
+    if text is None or document is None:
+        raise ConfigurationError(f"{shown(paths.config_file)} is missing; put its backup there")
+    others = {key: value for key, value in document.items() if key != "cloud"}
+    tables = {"cloud": [cloud_document(cloud) for cloud in clouds]} if clouds else {}
+    first = _CLOUD_LINE.search(text)
+    head = text[: first.start()] if first is not None else text
+    changed = f"{head.rstrip()}\n{_clouds_text(clouds)}"
+    if not _says(changed, {**others, **tables}):
+        changed = tomli_w.dumps({**others, **tables})
+    write_private_file(paths.config_file, _encode(changed, paths.config_file), replace=True)
+
+
+def store_mountpoint(mountpoint: Path, paths: DrivePaths) -> bool:
+    """Note where the drive is mounted, as the one change of the file; return whether the file says so now.
+
+    A path that is no valid UTF-8 cannot stand in a TOML file: then the file stays as it is, with a warning.
+    Raises: ConfigurationError, OSError.
+    """
+    import tomli_w
+
+    text, document = _read_text(paths.config_file), _load(paths.config_file)
+    if text is None or document is None:
+        return False
+    if document.get("mountpoint") == str(mountpoint):
+        return True
     wanted = {**document, "mountpoint": str(mountpoint)}
     try:
         line = tomli_w.dumps({"mountpoint": str(mountpoint)}).strip()
         line.encode("utf-8")
     except UnicodeEncodeError:
         log.warning("%s is no valid UTF-8 and cannot be noted in %s", shown(mountpoint), shown(paths.config_file))
-        return
+        return False
     changed = _MOUNTPOINT_LINE.sub(lambda _: line, text, count=1)
     if "mountpoint" not in document:
         changed = f"{_leading_comments(text)}{line}\n{text[len(_leading_comments(text)) :]}"
     if not _says(changed, wanted):
         changed = tomli_w.dumps(wanted)
     write_private_file(paths.config_file, changed.encode("utf-8"), replace=True)
+    return True
 
 
 def _leading_comments(text: str) -> str:

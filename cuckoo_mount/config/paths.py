@@ -39,6 +39,11 @@ class DrivePaths:
     lock: Path
 
     @property
+    def metadata(self) -> Path:
+        """The drive's metadata, an SQLite file."""
+        return self.state / "metadata.sqlite"
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """The folders that a mountpoint must keep away from; those of other drives included."""
         return (self.config_file.parent, self.state.parent, self.cache.parent, self.data.parent)

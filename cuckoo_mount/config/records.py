@@ -93,6 +93,7 @@ class DriveConfig:
 
     `drive_id`: 16 bytes.  `redundancy`: see `check_redundancy`.  `pack_size_bytes`: plain bytes at which a pack is
     closed.  `deadline_s`: how long a read may wait for a cloud.  `clouds`: none in a drive that was just made.
+    `ask`: there is no key file on purpose; mounting takes the passphrase.
     """
 
     name: str
@@ -100,6 +101,7 @@ class DriveConfig:
     redundancy: str = field(default=NO_REDUNDANCY, converter=check_redundancy)
     pack_size_bytes: int = field(default=PACK_SIZE_BYTES, converter=check_pack_size)
     encrypted: bool = True
+    ask: bool = False
     mountpoint: Path | None = None
     cache_limit_bytes: int = field(default=CACHE_LIMIT_DEFAULT_BYTES, validator=validators.ge(CACHE_LIMIT_MIN_BYTES))
     deadline_s: float = field(default=DEADLINE_DEFAULT_S, validator=[validators.gt(0), validators.le(3600)])

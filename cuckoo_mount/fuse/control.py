@@ -34,7 +34,7 @@ Arguments = Mapping[str, object]
 class Call:
     """One request: its arguments, and the way to say how far it is."""
 
-    arguments: Arguments
+    arguments: Arguments = field(repr=False)  # there may be secrets among them
     _stream: trio.SocketStream = field(repr=False)
 
     async def progress(self, **values: object) -> None:

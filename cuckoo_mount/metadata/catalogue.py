@@ -6,15 +6,26 @@ versions.py, I-10 and I-16.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.counters import Row
-from cuckoo_mount.metadata.versions import Versions
-from cuckoo_mount.types import CloudName, CloudRow, PackNo, PackRow, SealedChunk, ShareRow, VersionNo
+from cuckoo_mount.metadata.sharing import Sharing
+from cuckoo_mount.types import (
+    CloudName,
+    CloudRow,
+    Location,
+    PackNo,
+    PackRow,
+    SealedChunk,
+    ShareRow,
+    VersionNo,
+)
 
 SETTINGS_SQL = "SELECT key, value FROM setting WHERE substr(key, 1, length(?)) = ? ORDER BY key"
 _PACK_COLUMNS = "number, pack_id, policy, size, live, used, dead_epoch"
+_LAST_EPOCH: Final = (1 << 63) - 1
 
 
 def share_length_bytes(policy: str, size_bytes: int) -> int:
@@ -23,7 +34,7 @@ def share_length_bytes(policy: str, size_bytes: int) -> int:
     return -(-size_bytes // int(needed)) if plus else size_bytes
 
 
-class Catalogue(Versions):
+class Catalogue(Sharing):
     """See `Metadata` for every public method."""
 
     async def begin_pack(self, pack_id: bytes) -> None:
@@ -41,35 +52,71 @@ class Catalogue(Versions):
         shares: Sequence[ShareRow],
         sealed: Sequence[SealedChunk],
         overwritten: Collection[VersionNo],
+        strays: Collection[CloudName] = (),
     ) -> PackNo:
         with self._db.change:
-            begun = self._db.run("DELETE FROM pack_intent WHERE pack_id = ?", (pack_id,))
-            assert begun, f"pack {pack_id.hex()} was not begun"
-            number = self._db.take("pack")
-            live, used, named = 0, 0, 0
+            number = self._enter_pack(pack_id, policy, size_bytes, shares, strays)
+            live = used = 0
             for item in sealed:
                 if self._place(number, item, overwritten):
                     live += item.chunk.length_bytes
                     used += item.length_bytes
-                    named += 1
-            epoch = self._epoch()
+            self._fill(number, live, used)
+        return number
+
+    async def move_versions(
+        self,
+        pack_id: bytes,
+        policy: str,
+        size_bytes: int,
+        shares: Sequence[ShareRow],
+        moved: Sequence[SealedChunk],
+        strays: Collection[CloudName] = (),
+    ) -> Mapping[VersionNo, Location]:
+        with self._db.change:
+            number = self._enter_pack(pack_id, policy, size_bytes, shares, strays)
+            places = self._move_versions(number, moved)
+            live = sum(place.plain_bytes for place in places.values())
+            self._fill(number, live, sum(place.length_bytes for place in places.values()))
+        return places
+
+    def _enter_pack(
+        self,
+        pack_id: bytes,
+        policy: str,
+        size_bytes: int,
+        shares: Sequence[ShareRow],
+        strays: Collection[CloudName],
+    ) -> PackNo:
+        """Turn an intent into the rows of a pack in which nothing lives yet; `_fill` must follow."""
+        begun = self._db.run("DELETE FROM pack_intent WHERE pack_id = ?", (pack_id,))
+        assert begun, f"pack {pack_id.hex()} was not begun"
+        number = self._db.take("pack")
+        self._db.run(
+            "INSERT INTO pack (number, pack_id, policy, size, live, used, born_epoch) VALUES (?, ?, ?, ?, 0, 0, ?)",
+            (number, pack_id, policy, size_bytes, self._epoch()),
+        )
+        length = share_length_bytes(policy, size_bytes)
+        for share in shares:
             self._db.run(
-                "INSERT INTO pack (number, pack_id, policy, size, live, used, born_epoch, dead_epoch)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (number, pack_id, policy, size_bytes, live, used, epoch, None if named else epoch),
+                "INSERT INTO share (pack, share, cloud, digest, length) VALUES (?, ?, ?, ?, ?)",
+                (number, share.share, share.cloud, share.digest, length),
             )
-            length = share_length_bytes(policy, size_bytes)
-            for share in shares:
-                self._db.run(
-                    "INSERT INTO share (pack, share, cloud, digest, length) VALUES (?, ?, ?, ?, ?)",
-                    (number, share.share, share.cloud, share.digest, length),
-                )
-            counters = self._db.counters
-            counters.packs += 1
-            counters.pack_live_bytes += live
-            counters.pack_stored_bytes += size_bytes
-            counters.share_made(self._usage_of(number), 1)
+        for cloud in strays:
+            self._db.run("INSERT INTO stray (pack_id, cloud) VALUES (?, ?)", (pack_id, cloud))
+        counters = self._db.counters
+        counters.packs += 1
+        counters.pack_stored_bytes += size_bytes
+        counters.share_made(self._usage_of(number), 1)
         return PackNo(number)
+
+    def _fill(self, number: PackNo, live_bytes: int, used_bytes: int) -> None:
+        """Set the counters of a new pack; one in which nothing lives is dead (no sealed chunk has 0 bytes)."""
+        self._db.run(
+            "UPDATE pack SET live = ?, used = ?, dead_epoch = ? WHERE number = ?",
+            (live_bytes, used_bytes, None if used_bytes else self._epoch(), number),
+        )
+        self._db.counters.pack_live_bytes += live_bytes
 
     async def abandon_pack(self, pack_id: bytes) -> None:
         self._db.ready()
@@ -81,9 +128,28 @@ class Catalogue(Versions):
             raise MetadataError(f"there is no pack {number} in the catalogue")
         return self._pack(row)
 
-    async def dead_packs(self, limit: int) -> list[PackRow]:
-        sql = f"SELECT {_PACK_COLUMNS} FROM pack WHERE dead_epoch IS NOT NULL ORDER BY number LIMIT ?"
-        return [self._pack(row) for row in self._db.rows(sql, (limit,))]
+    async def packs(self, limit: int, *, after: PackNo | None = None) -> list[PackRow]:
+        sql = f"SELECT {_PACK_COLUMNS} FROM pack WHERE number > ? ORDER BY number LIMIT ?"
+        return [self._pack(row) for row in self._db.rows(sql, (after or 0, limit))]
+
+    async def dead_packs(
+        self, limit: int, *, after: PackNo | None = None, oldest_kept_epoch: int | None = None
+    ) -> list[PackRow]:
+        sql = (
+            f"SELECT {_PACK_COLUMNS} FROM pack WHERE dead_epoch IS NOT NULL AND number > ?"
+            " AND (dead_epoch <= ? OR dead_epoch = born_epoch) ORDER BY number LIMIT ?"
+        )
+        epoch = _LAST_EPOCH if oldest_kept_epoch is None else oldest_kept_epoch
+        return [self._pack(row) for row in self._db.rows(sql, (after or 0, epoch, limit))]
+
+    async def forget_shares(self, number: PackNo, clouds: Collection[CloudName]) -> None:
+        pack = await self.get_pack(number)
+        assert pack.dead, f"pack {number} is not dead"
+        with self._db.change:
+            usage = {cloud: length for cloud, length in self._usage_of(number).items() if cloud in clouds}
+            for cloud in usage:
+                self._db.run("DELETE FROM share WHERE pack = ? AND cloud = ?", (number, cloud))
+            self._db.counters.share_made(usage, -1)
 
     async def forget_pack(self, number: PackNo) -> None:
         pack = await self.get_pack(number)
@@ -96,6 +162,29 @@ class Catalogue(Versions):
             counters.packs -= 1
             counters.pack_stored_bytes -= pack.size_bytes
             counters.share_made(usage, -1)
+
+    async def strays(self) -> list[tuple[bytes, CloudName]]:
+        rows = self._db.rows("SELECT pack_id, cloud FROM stray ORDER BY pack_id, cloud")
+        return [(pack_id, CloudName(cloud)) for pack_id, cloud in rows]
+
+    async def forget_stray(self, pack_id: bytes, cloud: CloudName) -> None:
+        self._db.ready()
+        self._db.run("DELETE FROM stray WHERE pack_id = ? AND cloud = ?", (pack_id, cloud))
+
+    async def find_pack(self, pack_id: bytes) -> PackRow | None:
+        row = self._db.row(f"SELECT {_PACK_COLUMNS} FROM pack WHERE pack_id = ?", (pack_id,))
+        return None if row is None else self._pack(row)
+
+    async def note_unknown(self, cloud: CloudName, names: Collection[str], now_ns: int) -> dict[str, int]:
+        with self._db.change:
+            before: dict[str, int] = dict(
+                self._db.rows("SELECT name, seen FROM unknown_object WHERE cloud = ?", (cloud,))
+            )
+            for name in before.keys() - set(names):
+                self._db.run("DELETE FROM unknown_object WHERE cloud = ? AND name = ?", (cloud, name))
+            for name in set(names) - before.keys():
+                self._db.run("INSERT INTO unknown_object (cloud, name, seen) VALUES (?, ?, ?)", (cloud, name, now_ns))
+        return {name: before.get(name, now_ns) for name in names}
 
     async def clouds(self) -> list[CloudRow]:
         rows = self._db.rows(
@@ -144,28 +233,6 @@ class Catalogue(Versions):
 
     async def set_local(self, key: str, value: str) -> None:
         self._put_setting("local_setting", key, value)
-
-    def _place(self, pack: int, item: SealedChunk, overwritten: Collection[VersionNo]) -> bool:
-        """Enter where a version is stored and settle its held row, if its file still names it and it is still dirty."""
-        chunk = item.chunk
-        row = self._db.row(
-            """SELECT h.length FROM chunk c JOIN held h ON h.ino = c.ino AND h.idx = c.idx
-            WHERE c.ino = ? AND c.idx = ? AND c.version = ? AND h.version = c.version AND h.dirty = 1""",
-            (chunk.ino, chunk.index, chunk.version),
-        )
-        if row is None:
-            return False
-        self._db.run(
-            "INSERT INTO version (version, pack, offset, length, plain, digest, refs) VALUES (?, ?, ?, ?, ?, ?, 1)",
-            (chunk.version, pack, item.offset, item.length_bytes, chunk.length_bytes, item.digest),
-        )
-        self._db.counters.held_gone(chunk.ino, row[0], dirty=True)
-        if chunk.version in overwritten:
-            self._db.run("DELETE FROM held WHERE ino = ? AND idx = ?", (chunk.ino, chunk.index))
-        else:
-            self._db.run("UPDATE held SET dirty = 0 WHERE ino = ? AND idx = ?", (chunk.ino, chunk.index))
-            self._db.counters.held_made(chunk.ino, row[0], dirty=False)
-        return True
 
     def _usage_of(self, number: int) -> dict[str, int]:
         """Return the bytes of a pack's shares by cloud."""

@@ -1,14 +1,25 @@
 """Counting who names a stored version: unnamed it goes, and with its last version its pack is dead (I-10, I-16).
 
-Used by content.py and catalogue.py, within their changes.  Runs in the loop, never waits.
+Used by content.py, sharing.py and catalogue.py, within their changes.  Runs in the loop, never waits.
 Death is final: a row of `version` never comes back, and nothing makes `dead_epoch` NULL again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from cuckoo_mount.metadata.database import Part
+
+_DELETE_LAST_NAMED: Final = """
+    DELETE FROM version WHERE version IN (
+        SELECT c.version FROM chunk c JOIN version v ON v.version = c.version WHERE c.ino = ? AND c.idx >= ?
+        GROUP BY c.version HAVING count(*) = v.refs)
+    RETURNING pack, plain, length"""
+_COUNT_DOWN: Final = """
+    UPDATE version SET refs = refs - rows FROM (
+        SELECT version AS named, count(*) AS rows FROM chunk WHERE ino = ? AND idx >= ? GROUP BY version)
+    WHERE version = named"""
 
 
 class Versions(Part):
@@ -32,12 +43,12 @@ class Versions(Part):
             self._lighten(pack, plain, sealed)
 
     def _release_file(self, ino: int, first: int) -> None:
-        """Release what the chunk rows of `ino` from index `first` on name; the caller removes those rows next."""
-        named = "version IN (SELECT version FROM chunk WHERE ino = ? AND idx >= ?)"
-        sql = f"DELETE FROM version WHERE refs = 1 AND {named} RETURNING pack, plain, length"
-        gone = self._db.rows(sql, (ino, first))
-        self._db.run(f"UPDATE version SET refs = refs - 1 WHERE {named}", (ino, first))
-        self._lighten_all(gone)
+        """Release what the chunk rows of `ino` from index `first` on name; the caller removes those rows next.
+
+        Several of them may name one version (dedup).
+        """
+        self._lighten_all(self._db.rows(_DELETE_LAST_NAMED, (ino, first)))
+        self._db.run(_COUNT_DOWN, (ino, first))
 
     def _lighten_all(self, gone: Iterable[tuple[int, int, int]]) -> None:
         """Take the removed versions, given as (pack, plain bytes, sealed bytes), from their packs."""

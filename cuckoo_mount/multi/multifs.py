@@ -209,17 +209,24 @@ class MultiFS:
     def _is_doubtful(self, name: CloudName) -> bool:
         return not self._health.is_up(name) or self._health.silent_s(name) >= SILENT_S
 
-    async def probe(self) -> dict[CloudName, Condition]:
-        """Read drive.json on every cloud, at the same time, and return how each is.  Checkpoint, raises nothing.
+    async def probe(self, among: Collection[CloudName] | None = None) -> dict[CloudName, Condition]:
+        """Read drive.json on these clouds (None: all), at the same time, and return how every cloud is.
 
-        One request per cloud.  Until a cloud's first probe worked, nothing is written or deleted there.
+        Checkpoint, raises nothing.  One request per cloud.  Until a cloud's first probe worked, nothing is written or
+        deleted there.
         """
-        await gather([partial(self._requests.probe, name) for name in self._clouds])
+        await gather([partial(self._requests.probe, name) for name in (self._clouds if among is None else among)])
         return {name: self._health.state(name).condition for name in self._clouds}
 
     async def list_packs(self, cloud: CloudName) -> list[ObjectInfo]:
         """Return every object below packs/ of one cloud.  Checkpoint.  Raises: CloudError."""
         return await self._ask_if_up(cloud, jobs.list_objects, packs_prefix(self._drive_id), deadline_s=LIST_DEADLINE_S)
+
+    async def delete_objects(self, cloud: CloudName, names: Sequence[str]) -> None:
+        """Delete objects below packs/ that no share row is about.  Checkpoint.  Raises: CloudError."""
+        for start in range(0, len(names), DELETE_BATCH):
+            batch = list(names[start : start + DELETE_BATCH])
+            await self._ask_if_up(cloud, jobs.delete_many, batch, deadline_s=TRANSFER_BASE_S + len(batch))
 
     async def refresh_space(self, among: Collection[CloudName] | None = None) -> None:
         """Ask clouds (None: all) that are up and did not say before that they never tell, for their room.

@@ -97,7 +97,8 @@ class CloudRequests:
         """Probe a cloud that is not up, unless it is to be left alone for now.  Raises: CloudError, also then."""
         if not self._health.may_ask(cloud):
             state = self._health.state(cloud)
-            raise CloudUnavailable(f"is {state.condition.value}: {state.last_error}", cloud=cloud)
+            why = state.last_error.removeprefix(f"cloud {cloud}: ")
+            raise CloudUnavailable(f"is {state.condition.value}: {why}", cloud=cloud)
         await self.probe(cloud)
 
     async def ask_for_object(

@@ -27,7 +27,7 @@ from cuckoo_mount.format import (
 from cuckoo_mount.layers.base import SealContext, Stack
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.layers.stack import stack_of
-from cuckoo_mount.types import DirtyChunk, SealedChunk
+from cuckoo_mount.types import DirtyChunk, Duplicate, SealedChunk, VersionNo
 
 INDEX_DIGEST_BYTES: Final = 16
 _WRITE_BUFFER_BYTES: Final = 1 << 20
@@ -52,7 +52,10 @@ class ChunkSource:
 
 @frozen(slots=True, kw_only=True)
 class BuildSpec:
-    """All that a worker needs to build one pack.  `target`: path of the pack file, made or overwritten."""
+    """All that a worker needs to build one pack.  `target`: path of the pack file, made or overwritten.
+
+    `seal_repeats`: give every source a body of its own, even if an earlier one has the same bytes.
+    """
 
     drive_id: bytes
     pack_id: bytes
@@ -60,6 +63,7 @@ class BuildSpec:
     encrypted: bool
     sources: tuple[ChunkSource, ...]
     target: str
+    seal_repeats: bool = False
 
 
 @frozen(slots=True)
@@ -67,6 +71,7 @@ class BuiltPack:
     """A complete pack file on the local disk.  `share_digest`: keyed hash of all its bytes, digest of each copy.
 
     `missing`: chunks whose local file was gone; they are not in the pack.  `sealed` may be empty because of them.
+    `repeats`: chunks with the bytes of an earlier one, which is sealed; they are not in the pack either.
     """
 
     pack_id: bytes
@@ -75,6 +80,7 @@ class BuiltPack:
     share_digest: bytes
     sealed: tuple[SealedChunk, ...]
     missing: tuple[DirtyChunk, ...]
+    repeats: tuple[Duplicate, ...] = ()
 
 
 def build_pack(spec: BuildSpec) -> BuiltPack:
@@ -109,6 +115,8 @@ class _PackBody:
         self._entries: list[PackEntry] = []
         self._sealed: list[SealedChunk] = []
         self._missing: list[DirtyChunk] = []
+        self._repeats: list[Duplicate] = []
+        self._first: dict[tuple[bytes, int], VersionNo] = {}
 
     def parts(self) -> Iterator[bytes]:
         """Yield header, bodies, index and footer; each is counted and hashed as it passes."""
@@ -118,8 +126,8 @@ class _PackBody:
                 plain = reader.read(source)
                 if plain is None:
                     self._missing.append(source.chunk)
-                else:
-                    yield self._pass(self._seal_chunk(source.chunk, plain))
+                elif body := self._seal_chunk(source.chunk, plain):
+                    yield self._pass(body)
         yield from self._tail()
 
     def result(self) -> BuiltPack:
@@ -130,6 +138,7 @@ class _PackBody:
             share_digest=self._hasher.digest(),
             sealed=tuple(self._sealed),
             missing=tuple(self._missing),
+            repeats=tuple(self._repeats),
         )
 
     def _pass(self, part: bytes) -> bytes:
@@ -142,7 +151,12 @@ class _PackBody:
         return self._stack.seal(plain, SealContext(spec.drive_id, spec.pack_id, self._size_bytes, digest, len(plain)))
 
     def _seal_chunk(self, chunk: DirtyChunk, plain: bytes) -> bytes:
+        """Return the body of a chunk, or nothing if it repeats an earlier one."""
         digest = self._spec.keys.chunk_digest(plain)
+        first = self._first.setdefault((digest, len(plain)), chunk.version)
+        if first != chunk.version and not self._spec.seal_repeats:
+            self._repeats.append(Duplicate(chunk, first))
+            return b""
         body = self._seal(plain, digest)
         offset = self._size_bytes
         self._sealed.append(SealedChunk(chunk, offset, len(body), digest))

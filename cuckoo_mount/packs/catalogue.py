@@ -5,9 +5,20 @@ Used by packs/*.  Declared here because packs and metadata are neighbours that d
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from cuckoo_mount.types import PackNo, PackRow
+from cuckoo_mount.types import (
+    CloudName,
+    Location,
+    PackFill,
+    PackNo,
+    PackRow,
+    SealedChunk,
+    ShareRow,
+    StoredVersion,
+    VersionNo,
+)
 
 
 class PackCatalogue(Protocol):
@@ -25,11 +36,52 @@ class PackCatalogue(Protocol):
     async def get_pack(self, number: PackNo) -> PackRow:
         """Return a pack with its shares.  Raises: MetadataError when there is none."""
 
-    async def dead_packs(self, limit: int) -> list[PackRow]:
-        """Return packs marked dead."""
+    async def dead_packs(
+        self, limit: int, *, after: PackNo | None = None, oldest_kept_epoch: int | None = None
+    ) -> list[PackRow]:
+        """Return up to `limit` dead packs that no kept epoch refers to, by number, from behind `after` on."""
+
+    async def forget_shares(self, number: PackNo, clouds: Collection[CloudName]) -> None:
+        """Remove the rows of a dead pack's shares on these clouds, where they are deleted."""
 
     async def forget_pack(self, number: PackNo) -> None:
         """Remove the rows of a dead pack whose shares are deleted."""
 
     async def make_durable(self) -> None:
         """Return when everything changed before this call survives a power cut."""
+
+
+class CollectedCatalogue(PackCatalogue, Protocol):
+    """What collecting.py, garbage.py and compaction.py ask besides."""
+
+    async def find_pack(self, pack_id: bytes) -> PackRow | None:
+        """Return the pack of this id, None when there is none."""
+
+    async def packs(self, limit: int, *, after: PackNo | None = None) -> list[PackRow]:
+        """Return up to `limit` packs, dead ones included, by number, from behind `after` on."""
+
+    async def strays(self) -> list[tuple[bytes, CloudName]]:
+        """Return (pack id, cloud) where an object may lie that no share row lists."""
+
+    async def forget_stray(self, pack_id: bytes, cloud: CloudName) -> None:
+        """Remove such an entry: the cloud confirmed that nothing of the kind is there."""
+
+    async def note_unknown(self, cloud: CloudName, names: Collection[str], now_ns: int) -> dict[str, int]:
+        """Record that exactly these objects of a cloud are unknown; return since when each of them is."""
+
+    async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
+        """Return the packs that are alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
+
+    async def versions_in(self, pack: PackNo) -> list[StoredVersion]:
+        """Return the versions that live in a pack, by offset."""
+
+    async def move_versions(
+        self,
+        pack_id: bytes,
+        policy: str,
+        size_bytes: int,
+        shares: Sequence[ShareRow],
+        moved: Sequence[SealedChunk],
+        strays: Collection[CloudName] = (),
+    ) -> Mapping[VersionNo, Location]:
+        """Enter a stored pack into which versions of other packs were sealed again; return where these are now."""

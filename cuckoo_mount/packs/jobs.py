@@ -42,12 +42,37 @@ def fetch_run(settings: CloudSettings, name: str, spec: OpenSpec, locations: Seq
 
     `locations`: at least one; what lies between them is transferred too.  Raises: as `fetch_chunk`, for any of them.
     """
+    start, data = _get_span(settings, name, locations)
+    return [_open(settings, name, spec, location, data[location.offset - start :]) for location in locations]
+
+
+def fetch_ahead(
+    settings: CloudSettings, name: str, spec: OpenSpec, locations: Sequence[Location]
+) -> list[bytes | None]:
+    """As `fetch_run`, but only the first chunk has to be right: another one that is not is None.
+
+    Raises: as `fetch_chunk`, for the first one.
+    """
+    start, data = _get_span(settings, name, locations)
+    first, *others = [(location, data[location.offset - start :]) for location in locations]
+    found: list[bytes | None] = [_open(settings, name, spec, *first)]
+    for location, body in others:
+        try:
+            found.append(_open(settings, name, spec, location, body))
+        except CloudCorrupt:
+            # Nobody waits for it.  Who reads it one day asks for it alone, and for its other copies.
+            found.append(None)
+    return found
+
+
+def _get_span(settings: CloudSettings, name: str, locations: Sequence[Location]) -> tuple[int, memoryview]:
+    """Return where the first of these locations begins, and the bytes from there to the end of the last."""
     start = min(location.offset for location in locations)
     end = max(location.offset + location.length_bytes for location in locations)
     data = memoryview(jobs.get_range(settings, name, start, end - start))
     if len(data) != end - start:
         raise CloudCorrupt(f"{len(data)} bytes came instead of {end - start}", cloud=settings.name, name=name)
-    return [_open(settings, name, spec, location, data[location.offset - start :]) for location in locations]
+    return start, data
 
 
 def _open(settings: CloudSettings, name: str, spec: OpenSpec, location: Location, data: memoryview) -> bytes:

@@ -1,7 +1,7 @@
 """Reads chunks back: location → share → one range → verified plain bytes.
 
-Used by the cache, which asks once per chunk version at a time (SingleFlight).  For one trio loop.  Owns I-11: what is
-returned was compared with its keyed hash, in the worker that fetched it.
+Used by the cache, which asks once per chunk version at a time (cache/fetching.py).  For one trio loop.  Owns I-11: what
+is returned was compared with its keyed hash, in the worker that fetched it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from cuckoo_mount.errors import DataUnavailable
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.catalogue import PackCatalogue
-from cuckoo_mount.packs.jobs import OpenSpec, fetch_chunk, fetch_run
+from cuckoo_mount.packs.compactjobs import SaveRun, save_run
+from cuckoo_mount.packs.jobs import OpenSpec, fetch_ahead, fetch_chunk, fetch_run
 from cuckoo_mount.types import Location, PackNo, PackRow
 
 T = TypeVar("T")
@@ -69,6 +70,26 @@ class PackReader:
             plain = await self._fetch(run[0].pack, fetch_run, run, length_bytes=length_bytes)
             found.update(zip(run, plain, strict=True))
         return [found[location] for location in locations]
+
+    async def read_ahead(self, locations: Sequence[Location]) -> list[bytes | None]:
+        """Return the bytes at several locations of one pack, in order, with one request; the first one is certain.
+
+        None stands for another chunk that is damaged on the cloud that gave the first one whole.  `locations`: at
+        least one; together they should be one of the groups of `runs`.  Raises: as `read`, for the first one, and also
+        where a share is so short that the request as a whole fails: then read that one alone.
+        """
+        start = min(location.offset for location in locations)
+        end = max(location.offset + location.length_bytes for location in locations)
+        return await self._fetch(locations[0].pack, fetch_ahead, tuple(locations), length_bytes=end - start)
+
+    async def save_run(self, run: SaveRun) -> None:
+        """Write chunks of one pack, verified, into the local file that `run` names (packs/compactjobs.py).
+
+        Raises: as `read`; DataUnavailable also when the local disk refused.
+        """
+        first, last = run.locations[0], run.locations[-1]
+        length_bytes = last.offset + last.length_bytes - first.offset
+        await self._fetch(first.pack, save_run, run, length_bytes=length_bytes)
 
     def forget(self, pack: PackNo) -> None:
         """Drop what is remembered of a pack, after its shares changed (repair, drain) or it was forgotten."""

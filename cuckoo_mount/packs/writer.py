@@ -24,7 +24,7 @@ from cuckoo_mount.multi.redundancy import copies_of
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
 from cuckoo_mount.packs.catalogue import PackCatalogue
-from cuckoo_mount.types import ShareRow
+from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, ShareRow
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,16 @@ BUILD_DEADLINE_S: Final = 120.0
 
 @frozen(slots=True)
 class StoredPack:
-    """A pack whose shares are on the clouds and which the metadata does not know yet: arguments of `finish_pack`."""
+    """A pack whose shares are on the clouds and which the metadata does not know yet: arguments of `finish_pack`.
+
+    `strays`: clouds that may hold a share besides, because they failed in a way that leaves that open.
+    """
 
     pack_id: bytes
     policy: str
     size_bytes: int
     shares: tuple[ShareRow, ...]
+    strays: frozenset[CloudName] = frozenset()
 
 
 @frozen(slots=True)
@@ -52,7 +56,10 @@ class Recovery:
 
 
 class PackWriter:
-    """Builds and stores packs of one drive.  `staging_dir` belongs to it alone.  `policy`: see docs/format.md."""
+    """Builds and stores packs of one drive.  `staging_dir` belongs to it alone.  `policy`: see docs/format.md.
+
+    `pack_size_bytes`: plain bytes that close a pack; what whoever chooses the chunks keeps to.
+    """
 
     def __init__(
         self,
@@ -65,20 +72,28 @@ class PackWriter:
         drive_id: bytes,
         encrypted: bool,
         policy: str = "1",
+        pack_size_bytes: int = PACK_SIZE_BYTES,
     ) -> None:
         """Raises: UsageError when the policy is not supported."""
         self._metadata = metadata
         self._multifs = multifs
         self._pool = pool
         self._keys = keys
-        self._staging_dir = staging_dir
         self._drive_id = drive_id
         self._encrypted = encrypted
-        self._policy = policy
-        self._copies = copies_of(policy)
+        self.policy: Final = policy
+        self.pack_size_bytes: Final = pack_size_bytes
+        self.staging_dir: Final = staging_dir
+        self.copies: Final = copies_of(policy)
         self._begun: set[bytes] = set()
+        self._left: set[bytes] = set()
 
-    async def build(self, sources: Sequence[ChunkSource]) -> BuiltPack:
+    @property
+    def clouds_up(self) -> frozenset[CloudName]:
+        """The clouds that would take a share now, as far as is known."""
+        return frozenset(name for name in self._multifs.names if self._multifs.is_up(name))
+
+    async def build(self, sources: Sequence[ChunkSource], *, seal_repeats: bool = False) -> BuiltPack:
         """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.
 
         Every call makes a new random id, so that no nonce ever serves twice.  If cancelled, or on an error, the file
@@ -86,7 +101,7 @@ class PackWriter:
         Raises: NoSpace, DataUnavailable (see `build_pack`), CloudUnavailable (the worker died or was too slow).
         """
         pack_id = os.urandom(ID_BYTES)
-        target = self._staging_dir / f"{pack_id.hex()}.pack"
+        target = self.staging_dir / f"{pack_id.hex()}.pack"
         spec = BuildSpec(
             drive_id=self._drive_id,
             pack_id=pack_id,
@@ -94,6 +109,7 @@ class PackWriter:
             encrypted=self._encrypted,
             sources=tuple(sources),
             target=str(target),
+            seal_repeats=seal_repeats,
         )
         try:
             return await self._pool.run(build_pack, spec, deadline_s=BUILD_DEADLINE_S)
@@ -115,34 +131,70 @@ class PackWriter:
         # Also when it was begun before: that call may have been cancelled before it was durable.
         await self._metadata.make_durable()
         shares = await self._multifs.put_pack(
-            built.pack_id, built.path, built.size_bytes, self._policy, built.share_digest
+            built.pack_id, built.path, built.size_bytes, self.policy, built.share_digest
         )
         # From here on a cancellation waits: what is stored must be reported.
         self._begun.discard(built.pack_id)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_remove, built.path)
-        return StoredPack(built.pack_id, self._policy, built.size_bytes, shares)
+        strays = self._multifs.take_strays(built.pack_id, shares)
+        return StoredPack(built.pack_id, self.policy, built.size_bytes, shares, strays)
 
     async def discard(self, built: BuiltPack) -> None:
         """Give up a built pack: remove its file, and what a failed `store` may have left on the clouds.  Checkpoint.
 
-        Where a cloud does not answer, the intent stays for the next `recover`; so it does for a pack that was stored
-        and never finished.  One that was finished is not touched.
+        Where a cloud does not answer, the intent stays for `withdraw_left`; that of a pack that was stored and never
+        finished stays for the next `recover`.  One that was finished is not touched.
         """
         await trio.to_thread.run_sync(_remove, built.path)
         if built.pack_id in self._begun:
+            self.leave(built)
             await self._withdraw(built.pack_id)
+
+    def leave(self, built: BuiltPack) -> None:
+        """Give up a built pack now, without waiting: `withdraw_left` or the next mount clears it away."""
+        _remove(built.path)
+        if built.pack_id in self._begun:
             self._begun.discard(built.pack_id)
+            self._left.add(built.pack_id)
+
+    def renounce(self, stored: StoredPack) -> None:
+        """Give up a pack that is stored and was not finished: `withdraw_left` or the next mount clears it away."""
+        self._left.add(stored.pack_id)
+
+    def leave_intent(self, pack_id: bytes) -> None:
+        """Have an intent that somebody else made cleared away by `withdraw_left` or the next mount."""
+        self._left.add(pack_id)
+
+    @property
+    def left(self) -> frozenset[bytes]:
+        """The packs that were given up and wait for `withdraw_left`: all other intents are on their way."""
+        return frozenset(self._left)
+
+    async def withdraw_left(self) -> int:
+        """Try again to withdraw what was given up while a cloud did not answer; return how many packs wait still.
+
+        Now and then.  No request where nothing waits, nor while a cloud is not up: it would have to be asked, too.
+        Checkpoint.
+        """
+        writable = [name for name in self._multifs.names if not self._multifs.entry(name).read_only]
+        if not all(self._multifs.is_up(name) for name in writable):
+            return len(self._left)
+        for pack_id in sorted(self._left):
+            if not await self._withdraw(pack_id):
+                break  # the same cloud would be asked for every one of them
+        return len(self._left)
 
     async def recover(self) -> Recovery:
         """Undo what a crash interrupted: withdraw every pack begun and not finished, empty the staging folder.
 
         At mount, after the first probe, before anything is built; also makes the staging folder.  Checkpoint.  If
-        cancelled, call it again.  A cloud that does not answer keeps the intents for the next time, with a warning.
+        cancelled, call it again.  A cloud that does not answer keeps the intents for `withdraw_left`, with a warning.
         """
-        files = await trio.to_thread.run_sync(_empty_folder, self._staging_dir)
+        files = await trio.to_thread.run_sync(_empty_folder, self.staging_dir)
         withdrawn = kept = 0
         for pack_id in await self._metadata.pack_intents():
+            self._left.add(pack_id)
             if await self._withdraw(pack_id):
                 withdrawn += 1
             else:
@@ -153,9 +205,10 @@ class PackWriter:
 
     async def _withdraw(self, pack_id: bytes) -> bool:
         # The intent goes after the objects: until then it is what they are found by.
-        confirmed = await self._multifs.withdraw(pack_id, shares=self._copies)
+        confirmed = await self._multifs.withdraw(pack_id, shares=self.copies)
         if confirmed:
             await self._metadata.abandon_pack(pack_id)
+            self._left.discard(pack_id)
         return confirmed
 
 

@@ -28,10 +28,11 @@ from cuckoo_mount.metadata.store import SqliteMetadata, create_store, open_store
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry
+from cuckoo_mount.packs.collecting import Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
-from cuckoo_mount.types import CloudName
+from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName
 
 T = TypeVar("T")
 
@@ -49,13 +50,15 @@ class HeldPool:
     """A pool whose jobs wait while `hold` was called; runs them in threads."""
 
     _open: trio.Event = field(factory=trio.Event)
+    _held: tuple[str, ...] = ()
     waiting: int = 0
 
     def __attrs_post_init__(self) -> None:
         self._open.set()
 
-    def hold(self) -> None:
-        """Let no more jobs start."""
+    def hold(self, *jobs: str) -> None:
+        """Let no more jobs start, or none of these functions."""
+        self._held = jobs
         if self._open.is_set():
             self._open = trio.Event()
 
@@ -65,11 +68,12 @@ class HeldPool:
 
     async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
         """Return function(*args), run in a thread.  Checkpoint."""
-        self.waiting += 1
-        try:
-            await self._open.wait()
-        finally:
-            self.waiting -= 1
+        if not self._held or function.__name__ in self._held:
+            self.waiting += 1
+            try:
+                await self._open.wait()
+            finally:
+                self.waiting -= 1
         return await trio.to_thread.run_sync(function, *args)
 
 
@@ -83,17 +87,24 @@ class Rig:
     reader: PackReader
     multifs: MultiFS
     pool: HeldPool
+    writer: PackWriter
+    collector: Collector
 
 
 @define(eq=False)
 class RigPlace:
-    """Folders and keys of a drive that is opened several times."""
+    """Folders and keys of a drive that is opened several times.
+
+    `fault_plan`: file with what its cloud does wrong (testing/faulty.py), for tests that set CUCKOO_TESTING=1.
+    """
 
     root: Path
     drive_id: bytes = field(factory=lambda: secrets.token_bytes(16))
     cloud_id: bytes = field(factory=lambda: secrets.token_bytes(16))
     drive_key: bytes = field(factory=lambda: secrets.token_bytes(32))
     other_cache_folder: Path | None = None
+    pack_size_bytes: int = PACK_SIZE_BYTES
+    fault_plan: Path | None = None
 
     @property
     def cloud_folder(self) -> Path:
@@ -113,7 +124,8 @@ class RigPlace:
     @asynccontextmanager
     async def opened(self, limits: CacheLimits, *, crash: bool = False) -> AsyncIterator[Rig]:
         """Open the drive.  `crash`: at the end nothing is saved, as after kill -9."""
-        settings = CloudSettings(name="local", url=str(self.cloud_folder))
+        options = () if self.fault_plan is None else (("fault.plan", str(self.fault_plan)),)
+        settings = CloudSettings(name="local", url=str(self.cloud_folder), options=options)
         metadata = await self._metadata(settings)
         ticks = await open_session(metadata, state_folder=self.state_folder, cache_folder=self.cache_folder)
         pool, keys = HeldPool(), DriveKeys(self.drive_key)
@@ -121,7 +133,16 @@ class RigPlace:
         multifs = MultiFS({CloudName("local"): entry}, pool, Health(), self.drive_id)
         await multifs.probe()
         staging = self.root / "state" / "staging"
-        writer = PackWriter(metadata, multifs, pool, keys, staging, drive_id=self.drive_id, encrypted=True)
+        writer = PackWriter(
+            metadata,
+            multifs,
+            pool,
+            keys,
+            staging,
+            drive_id=self.drive_id,
+            encrypted=True,
+            pack_size_bytes=self.pack_size_bytes,
+        )
         await writer.recover()
         reader = PackReader(metadata, multifs, keys, self.drive_id, encrypted=True)
         cache = ChunkCache(
@@ -139,7 +160,17 @@ class RigPlace:
             await trio.lowlevel.checkpoint()
             return SpaceLeft(1 << 40, 1 << 39)
 
-        rig = Rig(metadata, cache, PartedFS(metadata, cache, space=space), reader, multifs, pool)
+        collector = Collector(
+            metadata,
+            multifs,
+            writer,
+            reader,
+            drive_id=self.drive_id,
+            moved=cache.note_moved,
+            is_idle=lambda: not metadata.statistics().dirty_chunks,
+        )
+        filesystem = PartedFS(metadata, cache, space=space)
+        rig = Rig(metadata, cache, filesystem, reader, multifs, pool, writer, collector)
         try:
             async with cache.running():
                 try:

@@ -34,7 +34,7 @@ class Model:
 Step = tuple[str, int, int, int]
 ACTIONS = (
     *("write", "write", "write", "truncate", "read", "fsync", "checkpoint", "send"),
-    *("evict", "hold", "unlink", "replace", "partial", "reopen", "kill"),
+    *("evict", "hold", "unlink", "replace", "partial", "ahead", "meanwhile", "reopen", "kill"),
 )
 steps = st.lists(
     st.tuples(
@@ -80,6 +80,7 @@ class Player:
         await self.compare(rig, name, random.Random(a).choice(EDGES), 1 + b % (2 * CHUNK_SIZE_BYTES))
 
     async def compare(self, rig: Rig, name: bytes, offset: int, size: int) -> None:
+        rig.pool.let_go()
         handle = await rig.filesystem.open(await self.inode(rig, name), 0)
         with trio.fail_after(20):
             found = await rig.filesystem.read(handle, offset, size)
@@ -139,6 +140,42 @@ class Player:
         await self.evict(rig, name, a, b)
         await self.write(rig, name, a, b)
         await self.write(rig, name, b, a)
+
+    async def ahead(self, rig: Rig, name: bytes, a: int, b: int) -> None:
+        """A read is given up; what it began to fetch, neighbours and all, is under way for the steps that follow."""
+        await self.cool(rig, name, a, b)
+        rig.pool.hold("fetch_chunk", "fetch_ahead")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.skim, rig, name)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    async def meanwhile(self, rig: Rig, name: bytes, a: int, b: int) -> None:
+        """Everything is read from the cloud while some of it is written, cut and evicted."""
+        await self.cool(rig, name, a, b)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for known in list(self.model.now):
+                    nursery.start_soon(self.skim, rig, known)
+                await self.write(rig, name, a, b)
+                await self.evict(rig, name, a, b)
+                await self.truncate(rig, NAMES[b % len(NAMES)], b, a)
+                await self.evict(rig, name, a, b)
+
+    async def cool(self, rig: Rig, name: bytes, a: int, b: int) -> None:
+        await self.inode(rig, name)
+        await self.send(rig, name, a, b)
+        await self.evict(rig, name, a, b)
+
+    async def skim(self, rig: Rig, name: bytes) -> None:
+        """Read a file from start to end, as far as it is there."""
+        handle = await rig.filesystem.open((await rig.filesystem.tree.lookup(ROOT_INODE, name)).ino, 0)
+        try:
+            offset = 0
+            while found := await rig.filesystem.read(handle, offset, CHUNK_SIZE_BYTES // 2):
+                offset += len(found)
+        finally:
+            await rig.filesystem.release(handle)
 
 
 async def play(root: Path, plan: list[Step]) -> None:

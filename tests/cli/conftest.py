@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cuckoo_mount.config import DrivePaths, drive_paths
+from tests.cli.commanding import Shell
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,12 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def paths(base: Path) -> DrivePaths:
     """The paths of the default drive, of which nothing exists."""
     return drive_paths("default")
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Runs `cuckoo`."""
+    return Shell(capsys)
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ def cuckoo_mount(*arguments: str) -> int:
         pytest.param(["status", "--drive", "../x"], 2, "cannot name a drive", id="name"),
         pytest.param(["status"], 2, "there is no drive 'default' here", id="no-drive"),
         pytest.param(["sync"], 2, "`cuckoo-mount MOUNTPOINT` makes one", id="sync"),
+        pytest.param(["gc"], 2, "`cuckoo init` one for clouds of your own", id="gc"),
         pytest.param(["sync", "/"], 2, "lies in no mounted drive", id="sync-path"),
         pytest.param(["umount"], 2, "there is no drive 'default' here", id="umount"),
         pytest.param(["umount", "/nowhere"], 1, "no drive is mounted at /nowhere", id="umount-where"),
@@ -117,20 +118,41 @@ def test_a_drive_that_somebody_has_is_refused(
     assert "is just being mounted" in said if ending else f"already mounted at {base}/mnt (pid {os.getpid()})" in said
 
 
+def all_commands() -> list[tuple[str, ...]]:
+    """Return every command as it is typed, those of groups included, and the groups."""
+    found: list[tuple[str, ...]] = []
+    for name in main.COMMANDS:
+        command = command_of(name)
+        found.append((name,))
+        if isinstance(command, click.Group):
+            found += [(name, inner) for inner in command.commands]
+    return found
+
+
+def command_of(*names: str) -> click.Command:
+    """Return a command, or one in a group."""
+    command = main.LazyGroup("cuckoo").get_command(click.Context(main.group), names[0])
+    for name in names[1:]:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    assert command is not None
+    return command
+
+
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], *([name] for name in main.COMMANDS)):
-        assert cuckoo(*arguments, "--help") == 0
-        assert "Example:  " in capsys.readouterr().out
+    for arguments in ((), *all_commands()):
+        if arguments != ("key", "rotate"):  # comes later
+            assert cuckoo(*arguments, "--help") == 0
+            assert "Example:  " in capsys.readouterr().out
     assert cuckoo_mount("--help") == 0
     assert "Example:  cuckoo-mount ~/Cuckoo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
-def test_every_command_takes_the_common_options(name: str) -> None:
-    command = main.LazyGroup("cuckoo").get_command(click.Context(main.group), name)
-    assert command is not None
+@pytest.mark.parametrize("names", all_commands(), ids=" ".join)
+def test_every_command_takes_the_common_options(names: tuple[str, ...]) -> None:
+    command = command_of(*names)
     options = {option for parameter in command.params for option in parameter.opts}
-    assert options >= {"--drive", "--json", "--log-level"}
+    assert isinstance(command, click.Group) or options >= {"--drive", "--json", "--log-level"}
 
 
 def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,10 +25,12 @@ from cuckoo_mount.config import (
     read_config,
     read_drive_key,
     shown,
+    store_clouds,
     store_mountpoint,
     write_config,
     write_drive_key,
 )
+from cuckoo_mount.config.files import cloud_document, cloud_of_document
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import ConfigurationError, UsageError
 
@@ -42,12 +44,13 @@ FULL_CLOUD = CloudConfig(
     group="house",
     read_only=True,
     options=(("a", "1"), ("b", 'with "quotes"\n')),
-    secrets=(("password", "hush"),),
+    secrets=(("password", "value:hush"), ("user", "env:USER")),
 )
 DRIVE = DriveConfig(
     name="default",
     drive_id=b"\x01" * 16,
-    redundancy="1",
+    redundancy="2",
+    pack_size_bytes=(1 << 20) + 1,
     encrypted=False,
     mountpoint=Path("/home/me/Cuckoo ü"),
     cache_limit_bytes=(64 << 20) + 1,
@@ -72,7 +75,7 @@ def put(paths: DrivePaths, text: str) -> None:
 # -- the TOML file --
 
 
-@pytest.mark.parametrize("config", [DRIVE, DriveConfig(name="default", drive_id=b"\x01" * 16, clouds=(CLOUD,))])
+@pytest.mark.parametrize("config", [DRIVE, evolve(DRIVE, clouds=(CLOUD,)), evolve(DRIVE, clouds=(), ask=True)])
 def test_what_is_written_is_read_back(config: DriveConfig, paths: DrivePaths) -> None:
     write_config(config, paths)
     assert read_config(paths) == config
@@ -114,7 +117,8 @@ def test_defaults(paths: DrivePaths) -> None:
     config = read_config(paths)
     assert config is not None
     assert (config.cache_limit_bytes, config.deadline_s, config.mountpoint) == (10 << 30, 60.0, None)
-    assert (config.redundancy, config.encrypted) == ("none", True)
+    assert (config.redundancy, config.encrypted, config.ask) == ("none", True, False)
+    assert config.pack_size_bytes == 16 << 20
 
 
 def test_unknown_keys_are_warned_of_by_name(paths: DrivePaths, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,7 +142,11 @@ def test_unknown_keys_are_warned_of_by_name(paths: DrivePaths, caplog: pytest.Lo
         pytest.param("deadline_s = 0", "deadline_s", id="zero"),
         pytest.param("deadline_s = nan", "deadline_s", id="nan"),
         pytest.param("encrypted = 1", "encrypted", id="bool"),
-        pytest.param('redundancy = "2"', "redundancy", id="redundancy"),
+        pytest.param('redundancy = "0"', "redundancy", id="redundancy"),
+        pytest.param('redundancy = "1"', "write none", id="redundancy-1"),
+        pytest.param('redundancy = "4+2"', "later release; use a number of copies", id="redundancy-code"),
+        pytest.param('pack_size = "1000KiB"', "from 1MiB to 256MiB", id="pack-small"),
+        pytest.param('pack_size = "257MiB"', "from 1MiB to 256MiB", id="pack-big"),
         pytest.param("redundancy = 1", "redundancy", id="redundancy-type"),
         pytest.param('mountpoint = "Cuckoo"', "mountpoint", id="relative"),
         pytest.param("mountpoint = 3", "mountpoint", id="mountpoint-type"),
@@ -164,10 +172,10 @@ def test_a_bad_value_is_named_with_its_file(line: str, named: str, paths: DriveP
         pytest.param('url = "/srv/cloud"', "", "cloud[1].url", id="no-url"),
         pytest.param('name = "local"', "name = 1", "cloud[1].name", id="name-type"),
         pytest.param('name = "local"', 'name = ""', "cloud[1].name", id="no-name"),
+        pytest.param('name = "local"', 'name = "my cloud"', "'my cloud' cannot name a cloud", id="bad-name"),
         pytest.param('name = "local"', 'name = "a"\ncapacity = "-1"', "cloud[1].capacity", id="capacity"),
         pytest.param('name = "local"', 'name = "a"\noptions = {x = 1}', "cloud[1].options.x", id="options"),
         pytest.param("[[cloud]]", "[cloud]", "cloud", id="table"),
-        pytest.param(MINIMAL, f'drive_id = "{"01" * 16}"', "cloud", id="no-clouds"),
     ],
 )
 def test_a_bad_file_is_refused(old: str, new: str, named: str, paths: DrivePaths) -> None:
@@ -179,8 +187,55 @@ def test_a_bad_file_is_refused(old: str, new: str, named: str, paths: DrivePaths
 
 def test_two_clouds_of_one_name_are_refused(paths: DrivePaths) -> None:
     put(paths, MINIMAL + '[[cloud]]\nname = "local"\nurl = "/b"\nid = "' + "03" * 16 + '"\n')
-    with pytest.raises(ConfigurationError, match="two clouds have the name 'local'"):
+    with pytest.raises(ConfigurationError, match="two clouds have the name of cloud 'local'"):
         read_config(paths)
+
+
+def test_two_clouds_at_one_place_are_refused_without_showing_the_url(paths: DrivePaths) -> None:
+    again = '[[cloud]]\nname = "b"\nurl = "s3://k:hush@b"\nid = "' + "03" * 16 + '"\n'
+    put(paths, MINIMAL.replace("/srv/cloud", "s3://k:hush@b") + again)
+    with pytest.raises(ConfigurationError, match="two clouds have the url of cloud 'local'") as caught:
+        read_config(paths)
+    assert "hush" not in str(caught.value)
+
+
+# -- the list of clouds in it --
+
+
+@pytest.mark.parametrize("before", [(), (CLOUD,), (FULL_CLOUD, CLOUD)])
+@pytest.mark.parametrize("after", [(), (FULL_CLOUD,), (CLOUD, FULL_CLOUD)])
+def test_writing_the_clouds_leaves_the_rest_alone(
+    before: tuple[CloudConfig, ...], after: tuple[CloudConfig, ...], paths: DrivePaths
+) -> None:
+    write_config(evolve(DRIVE, clouds=before), paths)
+    text = paths.config_file.read_text("utf-8").replace("deadline_s", "# why\nfuture = 1\ndeadline_s")
+    put(paths, text)
+    store_clouds(after, paths)
+    assert read_config(paths) == evolve(DRIVE, clouds=after)
+    head = text[: text.find("[[cloud]]")] if before else text
+    assert paths.config_file.read_text("utf-8").startswith(head.rstrip())
+
+
+def test_writing_the_clouds_copes_with_an_odd_file(paths: DrivePaths) -> None:
+    cloud = f'{{name = "a", url = "/a", id = "{"02" * 16}"}}'
+    put(paths, f'cloud = [{cloud}] # [[cloud]]\ndrive_id = "{"01" * 16}"\n')
+    store_clouds([FULL_CLOUD], paths)
+    config = read_config(paths)
+    assert config is not None
+    assert config.clouds == (FULL_CLOUD,)
+
+
+def test_the_clouds_of_a_missing_file_are_not_written(paths: DrivePaths) -> None:
+    with pytest.raises(ConfigurationError, match="is missing"):
+        store_clouds([CLOUD], paths)
+    assert not paths.config_file.exists()
+
+
+def test_a_cloud_goes_through_its_document(paths: DrivePaths) -> None:
+    for cloud in (CLOUD, FULL_CLOUD):
+        assert cloud_of_document(cloud_document(cloud), Path("the request")) == cloud
+    with pytest.raises(ConfigurationError, match=r"the request: cloud\.url: is missing"):
+        cloud_of_document({"name": "a", "id": "02" * 16}, Path("the request"))
 
 
 def test_a_file_that_others_could_read_is_made_private(paths: DrivePaths, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,20 @@ import pytest
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.osfs import open_folder_cloud
 from cuckoo_mount.clouds.pyfilesystem import PyFilesystemCloud, open_pyfilesystem_cloud
-from cuckoo_mount.testing.cloud_conformance import CloudConformance, MakeCloud, RemoveRoot
+from cuckoo_mount.testing.cloud_conformance import CloudConformance
+from cuckoo_mount.testing.cloud_trouble import DATA_BYTES, Filling, MakeCloud, RemoveRoot
 from cuckoo_mount.testing.faulty import FaultyCloud
+
+
+@contextmanager
+def files_have_a_limit() -> Iterator[None]:
+    """Let writes fail with EFBIG beyond a size below DATA_BYTES: a full disk as far as a test can make one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (DATA_BYTES // 2, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class TestFolder(CloudConformance):
@@ -23,8 +38,12 @@ class TestFolder(CloudConformance):
         return lambda: open_folder_cloud(settings, str(root))
 
     @pytest.fixture
-    def remove_root(self, tmp_path: Path) -> RemoveRoot | None:
+    def remove_root(self, tmp_path: Path) -> RemoveRoot:
         return lambda: shutil.rmtree(tmp_path / "root")
+
+    @pytest.fixture
+    def filling(self, make_cloud: MakeCloud) -> Filling:
+        return Filling(cloud=make_cloud(), full=files_have_a_limit)
 
 
 class TestMemory(CloudConformance):
@@ -45,8 +64,12 @@ class TestFolderByTheGenericAdapter(CloudConformance):
         return lambda: PyFilesystemCloud(CloudSettings(name="generic", url=url), url, shared=False)
 
     @pytest.fixture
-    def remove_root(self, tmp_path: Path) -> RemoveRoot | None:
+    def remove_root(self, tmp_path: Path) -> RemoveRoot:
         return lambda: shutil.rmtree(tmp_path / "root")
+
+    @pytest.fixture
+    def filling(self, make_cloud: MakeCloud) -> Filling:
+        return Filling(cloud=make_cloud(), full=files_have_a_limit)
 
 
 class TestFaultlessFaulty(CloudConformance):
@@ -54,3 +77,7 @@ class TestFaultlessFaulty(CloudConformance):
     def make_cloud(self, tmp_path: Path) -> MakeCloud:
         settings = CloudSettings(name="faulty", url=str(tmp_path))
         return lambda: FaultyCloud(open_folder_cloud(settings, str(tmp_path)), f"{tmp_path}.plan")
+
+    @pytest.fixture
+    def filling(self, make_cloud: MakeCloud) -> Filling:
+        return Filling(cloud=make_cloud(), full=files_have_a_limit)

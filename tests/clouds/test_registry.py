@@ -56,13 +56,20 @@ def test_other_schemes_go_to_the_generic_adapter() -> None:
         ("tar:///x.tar", "archive"),
         ("sftp://host", "write ssh://"),
         ("cuckoo://drive", "cannot be one of its own clouds"),
-        ("s3://bucket", "own driver comes with a later version"),
+        ("dropbox://", "own driver comes with a later version"),
     ],
 )
 def test_mistakes_get_one_helpful_line(url: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse_place(url)
     assert "\n" not in str(caught.value)
+
+
+def test_s3_has_a_driver_of_its_own() -> None:
+    place = parse_place("s3://bucket/prefix?region=eu-west-1")
+    assert place.driver is not registry.GENERIC
+    assert place.place == "s3://bucket/prefix?region=eu-west-1"
+    assert "s3" in registry.known_schemes()
 
 
 def test_the_list_of_schemes_names_none_that_is_refused() -> None:

@@ -74,3 +74,18 @@ async def test_settings(store: SqliteMetadata) -> None:
     await store.set_setting("k", "2")
     assert (await store.get_setting("k"), await store.get_local("k")) == ("2", "local")
     assert not any(record.table == "local_setting" for record in await store.journal(100))
+
+
+async def test_deleted_settings(store: SqliteMetadata) -> None:
+    for key in ("a.2", "a.1", "a_1", "b", "a.é"):
+        await store.set_setting(key, key.upper())
+    assert await store.settings("a.") == {"a.1": "A.1", "a.2": "A.2", "a.é": "A.É"}
+    assert await store.settings("a.é") == {"a.é": "A.É"}
+    await store.clear_journal(await store.journal(100))
+    await store.delete_setting("a.1")
+    await store.delete_setting("never there")
+    assert await store.get_setting("a.1") is None
+    assert list(await store.settings("")) == ["a.2", "a.é", "a_1", "b"]
+    assert [(record.table, record.key, record.values) for record in await store.journal(100)] == [
+        ("setting", ("a.1",), None)
+    ]

@@ -7,15 +7,20 @@ import pytest
 from cuckoo_mount.errors import StaleInode
 from cuckoo_mount.metadata.store import SqliteMetadata
 from cuckoo_mount.types import (
+    AbsentChunk,
     ChunkIndex,
     ChunkRow,
     ChunkWritten,
+    CloudName,
     DirtyChunk,
     Held,
     InodeChanges,
     InodeNo,
     Location,
+    PackNo,
     Partial,
+    SealedChunk,
+    ShareRow,
     VersionNo,
 )
 from tests.metadata.helpers import DIGEST, NO_CHANGES, ROOT, make_file, only_row, pack, pack_all, write
@@ -269,3 +274,30 @@ async def test_dirty_chunks_oldest_first_without_excluded(store: SqliteMetadata)
     assert [chunk.version for chunk in await store.dirty_chunks(2, ())] == versions[:2]
     assert [chunk.version for chunk in await store.dirty_chunks(2, {versions[1]})] == [versions[0], versions[2]]
     assert await store.dirty_chunks(0, ()) == []
+
+
+async def test_absent_neighbours(store: SqliteMetadata) -> None:
+    files = [await make_file(store, b"f%d" % number) for number in range(5)]
+    for ino in files:
+        await write(store, ino, 0)
+    chunks = await store.dirty_chunks(10, ())
+    await store.begin_pack(bytes(16))
+    shares = [ShareRow(0, CloudName("a"), DIGEST)]
+    places = [SealedChunk(chunk, 64 + 200 * number, 116, DIGEST) for number, chunk in enumerate(chunks)]
+    number = await store.finish_pack(bytes(16), "1", 2000, shares, places, ())
+    assert await store.absent_neighbours(number, 0, 2000, 10) == [], "all are held"
+
+    await store.drop_held_files(files)
+    found = await store.absent_neighbours(number, 0, 2000, 10)
+    assert [chunk.ino for chunk in found] == files
+    row = await only_row(store, files[1])
+    assert found[1] == AbsentChunk(files[1], ZERO, row.version, Location(number, 264, 116, 100, DIGEST))
+    assert [chunk.ino for chunk in await store.absent_neighbours(number, 264, 664, 10)] == files[1:3]
+    assert [chunk.ino for chunk in await store.absent_neighbours(number, 0, 2000, 2)] == files[:2]
+    assert await store.absent_neighbours(PackNo(number + 1), 0, 2000, 10) == []
+
+    await store.add_held(files[0], [(ZERO, chunks[0].version, 100)], 1)
+    await write(store, files[1], 0)
+    await store.remove_link(ROOT, b"f2", 20)
+    left = await store.absent_neighbours(number, 0, 2000, 10)
+    assert [chunk.ino for chunk in left] == files[3:], "held, written anew, and without a name"

@@ -10,8 +10,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from cuckoo_mount.types import ChunkIndex, ChunkWritten, DirtyChunk, InodeChanges, InodeNo, PackNo, Partial, VersionNo
-from tests.metadata.helpers import ROOT, at_once, make_file, pack
+from cuckoo_mount.types import (
+    ChunkIndex,
+    ChunkWritten,
+    CloudName,
+    DirtyChunk,
+    Duplicate,
+    InodeChanges,
+    InodeNo,
+    PackNo,
+    Partial,
+    SealedChunk,
+    ShareRow,
+    VersionNo,
+)
+from tests.metadata.helpers import DIGEST, ROOT, at_once, make_file, pack
 from tests.metadata.machine import SETTINGS, StoreMachine
 
 Key = tuple[int, int]
@@ -170,6 +183,53 @@ class ContentMachine(StoreMachine[Files]):
             if chunk.version not in overwritten:
                 self.model.held[key] = (chunk.version, False, length)
 
+    @rule(count=st.integers(1, 4), newer=st.integers(0, 15), wanted=PICK)
+    def link(self, count: int, newer: int, wanted: int) -> None:
+        """Let frozen chunks name a stored version of their length, or one that is no more."""
+        chunks, self.frozen = self.frozen[:count], self.frozen[count:]
+        overwritten = frozenset(chunk.version for bit, chunk in enumerate(chunks) if newer >> bit & 1)
+        for number, chunk in enumerate(chunks):
+            same = [version for version, (_, length) in self.model.stored.items() if length == chunk.length_bytes]
+            of = same[(wanted + number) % len(same)] if same else 1_000_000
+            linked = at_once(self.store.link_duplicates([Duplicate(chunk, VersionNo(of))], overwritten))
+            key = (chunk.ino, chunk.index)
+            done = of in self.model.stored and self.model.chunks.get(key) == chunk.version
+            assert [(link.chunk, link.version) for link in linked] == ([(chunk, of)] if done else [])
+            if done:
+                assert linked[0].location.pack == self.model.stored[of][0]
+                self.model.chunks[key] = of
+                _, _, length = self.model.held.pop(key)
+                if chunk.version not in overwritten:
+                    self.model.held[key] = (of, False, length)
+
+    @rule(wanted=PICK, count=st.integers(1, 5), kept=st.booleans())
+    def move(self, wanted: int, count: int, kept: bool) -> None:
+        """Move some versions into a new pack; `kept`: one of them dies before."""
+        versions = sorted(self.model.stored)[wanted % 3 :][:count]
+        chunks = [
+            DirtyChunk(InodeNo(1), ChunkIndex(0), VersionNo(version), self.model.stored[version][1])
+            for version in versions
+        ]
+        if not kept:
+            chunks.append(DirtyChunk(InodeNo(1), ChunkIndex(0), VersionNo(1_000_000), 50))
+        self.pack_ids += 1
+        name = self.pack_ids.to_bytes(16, "big")
+        at_once(self.store.begin_pack(name))
+        items = [SealedChunk(chunk, 64 + number, 7, DIGEST) for number, chunk in enumerate(chunks)]
+        shares = [ShareRow(0, CloudName("a"), DIGEST)]
+        places = at_once(self.store.move_versions(name, "1", 1000, shares, items))
+        assert list(places) == versions
+        number = max(int(row.number) for row in at_once(self.store.packs(1000)))
+        assert number not in self.model.packs
+        self.model.packs.add(number)
+        for version in versions:
+            self.model.stored[version] = (number, self.model.stored[version][1])
+            assert places[VersionNo(version)].pack == number
+        if versions:
+            found = at_once(self.store.versions_in(PackNo(number)))
+            assert [item.chunk.version for item in found] == versions
+            assert [item.location for item in found] == list(places.values())
+
     @rule(file=FILE, index=INDEX, version=st.none() | st.integers(1, 40))
     def add_held(self, file: int, index: int, version: int | None) -> None:
         ino, key = self.ino(file), (self.ino(file), index)
@@ -225,6 +285,7 @@ class ContentMachine(StoreMachine[Files]):
         for number in model.packs - dead:
             entered = at_once(self.store.get_pack(PackNo(number)))
             assert entered.live_bytes == sum(model.stored[version][1] for version in model.live(number))
+            assert entered.used_bytes > 0
         for ino in model.inodes:
             rows = at_once(self.store.chunk_rows(InodeNo(ino), ChunkIndex(0), ChunkIndex(99)))
             assert at_once(self.store.get_inode(InodeNo(ino))).chunk_count == len(rows)

@@ -140,7 +140,8 @@ def _shape(path: Path) -> dict[str, set[object]]:
             pragma = "table_info" if kind == "table" else "index_info"
             columns = connection.execute(f"SELECT * FROM pragma_{pragma}(?)", (name,)).fetchall()
             # Of a table: name, type, NOT NULL, place in the key; of an index: place, name.
-            shape[name] = {(row[1], row[2], row[3], row[5]) if kind == "table" else (row[0], row[2]) for row in columns}
+            wanted = (1, 2, 3, 5) if kind == "table" else (0, 2)
+            shape[str(name)] = {tuple(row[place] for place in wanted) for row in columns}
         return shape
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import trio
+from attrs import evolve
 
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
@@ -90,11 +91,15 @@ def stored_objects(entry: CloudEntry) -> list[Path]:
 
 
 class InlinePool:
-    """Runs jobs in this process; fails for a cloud as told; calls `on_step` at every checkpoint."""
+    """Runs jobs in this process; fails for a cloud as told; calls `on_step` at every checkpoint.
+
+    `late`: by name of a job, what it raises, once, after it did its work.
+    """
 
     def __init__(self) -> None:
         self.failures: dict[str, list[CuckooError | None]] = {}
         self.always: dict[str, CuckooError] = {}
+        self.late: dict[str, CuckooError] = {}
         self.calls: list[tuple[str, str]] = []
         self.on_step: Callable[[], None] = lambda: None
 
@@ -109,6 +114,8 @@ class InlinePool:
             raise error
         result = function(*args)
         await self._step()
+        if function.__name__ in self.late:
+            raise self.late.pop(function.__name__)
         return result
 
     async def _step(self) -> None:
@@ -146,9 +153,17 @@ class SmallCatalogue:
             raise MetadataError(f"no pack {number}")
         return self.packs[number]
 
-    async def dead_packs(self, limit: int) -> list[PackRow]:
+    async def dead_packs(
+        self, limit: int, *, after: PackNo | None = None, oldest_kept_epoch: int | None = None
+    ) -> list[PackRow]:
+        assert oldest_kept_epoch is None
         await self._step("dead_packs")
-        return [pack for pack in self.packs.values() if pack.dead][:limit]
+        return [pack for pack in self.packs.values() if pack.dead and pack.number > (after or 0)][:limit]
+
+    async def forget_shares(self, number: PackNo, clouds: Collection[CloudName]) -> None:
+        pack = self.packs[number]
+        self.packs[number] = evolve(pack, shares=tuple(share for share in pack.shares if share.cloud not in clouds))
+        await self._step("forget_shares")
 
     async def forget_pack(self, number: PackNo) -> None:
         del self.packs[number]

@@ -36,6 +36,10 @@ contents = st.lists(
 def test_any_chunks_round_trip(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], encrypted: bool) -> None:
     built, data = build(tmp_path_factory.mktemp("pack"), chunks, encrypted=encrypted)
     found = inspect_pack(data, DRIVE, PACK, KEYS, encrypted=encrypted)
+    versions = {item.chunk.version: item.digest for item in built.sealed}
+    assert len(chunks) == len(versions) + len(built.repeats)
+    assert all(versions[repeat.of] == KEYS.chunk_digest(chunks[repeat.chunk.version - 1]) for repeat in built.repeats)
+    chunks = list(dict.fromkeys(chunks))
     assert list(found.chunks) == chunks
     assert built.size_bytes == len(data)
     assert built.share_digest == share_digest(KEYS, data)

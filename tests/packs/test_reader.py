@@ -210,6 +210,31 @@ async def test_a_run_is_one_request_and_keeps_the_order_given(tmp_path: Path) ->
         await stored.reader.read_run([stored.locations[0], evolve(stored.locations[1], pack=PackNo(7))])
 
 
+async def test_only_the_first_chunk_read_ahead_is_certain(tmp_path: Path) -> None:
+    stored = Stored(tmp_path)
+    await stored.store()
+    stored.pool.calls.clear()
+    assert await stored.reader.read_ahead(stored.locations) == CONTENTS
+    assert stored.pool.calls == [("fetch_ahead", "a")]
+    (path,) = stored.objects()
+    damaged = bytearray(path.read_bytes())
+    damaged[stored.locations[2].offset] ^= 1
+    path.write_bytes(damaged)
+    assert await stored.reader.read_ahead(stored.locations) == [*CONTENTS[:2], None, *CONTENTS[3:]]
+    with pytest.raises(DataUnavailable):
+        await stored.reader.read_ahead(stored.locations[2:])
+
+
+async def test_read_ahead_takes_the_copy_whose_first_chunk_is_whole(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, names=("a", "b"))
+    await stored.store()
+    first, _ = stored.objects()
+    damaged = bytearray(first.read_bytes())
+    damaged[stored.locations[0].offset] ^= 1
+    first.write_bytes(damaged)
+    assert await stored.reader.read_ahead(stored.locations) == CONTENTS
+
+
 spans = st.lists(st.tuples(st.integers(0, 40 << 20), st.integers(1, 2 << 20)), max_size=30)
 
 

@@ -1,0 +1,69 @@
+"""How `cuckoo cloud` shows clouds to people.
+
+Used by cloud.py.  Prints to stdout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, cast
+
+import click
+
+from cuckoo_mount.config.paths import shown
+from cuckoo_mount.config.sizes import human_size
+
+WIDTH: Final = 4000
+Record = Mapping[str, object]
+
+
+def records(value: object) -> list[Record]:
+    """Return a list of records out of an answer; empty if it is none."""
+    return cast(list[Record], value) if isinstance(value, list) else []
+
+
+def show_clouds(clouds: Sequence[Record]) -> None:
+    """Print a table of clouds, then what is the matter with them, one line each."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("cloud", "state", "used", "of", "packs", "group", "where"):
+        table.add_column(column, justify="right" if column in ("used", "of", "packs") else "left", no_wrap=True)
+    for cloud in clouds:
+        table.add_row(*(Text(cell) for cell in _row(cloud)))
+    # Wide enough for every URL: rich would cut them to the terminal's width, and to 80 columns in a pipe.
+    Console(soft_wrap=True, width=WIDTH).print(table)
+    for cloud in clouds:
+        if cloud.get("state") != "ok" and cloud.get("last_error"):
+            click.echo(f"{cloud.get('name')}: {cloud['last_error']}")
+
+
+def _row(cloud: Record) -> list[str]:
+    state = str(cloud.get("state"))
+    return [
+        str(cloud.get("name")),
+        f"{state}, read-only" if cloud.get("read_only") else state,
+        _size(cloud.get("used_bytes")),
+        _size(cloud.get("capacity_bytes")),
+        str(cloud.get("packs", 0)),
+        str(cloud.get("group") or ""),
+        shown(str(cloud.get("url"))),
+    ]
+
+
+def _size(value: object) -> str:
+    return human_size(value) if isinstance(value, int) else "?"
+
+
+def show_trial(trial: Record) -> None:
+    """Print the steps of `cuckoo cloud test` that worked."""
+    for step in records(trial.get("steps")):
+        seconds = step.get("seconds")
+        milliseconds = 1000 * seconds if isinstance(seconds, int | float) else 0.0
+        click.echo(f"{step.get('step'):<14}{milliseconds:>10.1f} ms")
+    capabilities = trial.get("capabilities")
+    if isinstance(capabilities, dict):
+        able = [name.replace("_", " ") for name, value in capabilities.items() if value is True]
+        click.echo(f"can: {', '.join(able) or 'the least that is needed'}")

@@ -1,0 +1,153 @@
+"""What keeps the clouds tidy: dead packs deleted, sparse and small ones compacted, left-over objects removed.
+
+Used by the drive: every minute by itself, thoroughly when `cuckoo gc` asks.  For one trio loop; one run at a time.
+An idle drive costs no request: everything begins with what the metadata says is to be done.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from cuckoo_mount.clock import now_ns
+from cuckoo_mount.errors import CuckooError, MetadataError
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.packs.catalogue import CollectedCatalogue
+from cuckoo_mount.packs.choosing import SMALL, SPARSE_FILL, Batch, choose_now_and_then, choose_thoroughly
+from cuckoo_mount.packs.compaction import Compactor, Moved
+from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown
+from cuckoo_mount.packs.reader import PackReader
+from cuckoo_mount.packs.writer import PackWriter
+from cuckoo_mount.types import PackFill, PackNo
+
+log = logging.getLogger(__name__)
+
+COMPACTION_S: Final = 600.0
+"""By itself the drive compacts at most this often, …"""
+BATCHES_AT_ONCE: Final = 8
+"""… and then so many packs."""
+
+
+@frozen(slots=True, kw_only=True)
+class Collected:
+    """What one run did.  `freed_bytes`: of all shares deleted; `packs_kept`: dead, but a cloud did not confirm.
+
+    `objects_deleted`: that nothing referred to; `objects_young`: such objects that are not yet known for long enough.
+    """
+
+    packs_deleted: int = 0
+    packs_compacted: int = 0
+    packs_kept: int = 0
+    freed_bytes: int = 0
+    objects_deleted: int = 0
+    objects_young: int = 0
+
+
+class Collector:
+    """Collects for one drive.  `moved`: see packs/compaction.py; `is_idle`: whether nothing waits to be sent."""
+
+    def __init__(
+        self,
+        metadata: CollectedCatalogue,
+        multifs: MultiFS,
+        writer: PackWriter,
+        reader: PackReader,
+        *,
+        drive_id: bytes,
+        moved: Moved,
+        is_idle: Callable[[], bool],
+    ) -> None:
+        self._metadata = metadata
+        self._multifs = multifs
+        self._writer = writer
+        self._drive_id = drive_id
+        self._is_idle = is_idle
+        self._compactor = Compactor(metadata, writer, reader, moved)
+        self._lock = trio.Lock()
+        self._compacted_at = -math.inf
+        self._after: PackNo | None = None
+
+    async def collect(self, *, oldest_kept_epoch: int | None = None, thorough: bool) -> Collected:
+        """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
+
+        Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), and withdraw what failed
+        uploads left.  Not `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: compact
+        until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
+        """
+        async with self._lock:
+            self._compactor.unreachable.clear()
+            await self._writer.withdraw_left()
+            await clear_strays(self._metadata, self._multifs, self._drive_id, copies=self._writer.copies)
+            compacted = await (self._compact_all() if thorough else self._compact_some())
+            # After the compaction, so that its old packs go at once.
+            garbage = await self._delete_dead(oldest_kept_epoch, thorough=thorough)
+            deleted = young = 0
+            if thorough:
+                deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=now_ns())
+        return Collected(
+            packs_deleted=garbage.packs,
+            packs_compacted=compacted,
+            packs_kept=garbage.kept,
+            freed_bytes=garbage.freed_bytes,
+            objects_deleted=deleted,
+            objects_young=young,
+        )
+
+    async def _delete_dead(self, oldest_kept_epoch: int | None, *, thorough: bool) -> Garbage:
+        """Delete dead packs, a page after the other; the next run goes on where one ended that met a silent cloud."""
+        packs = freed_bytes = kept = 0
+        after = None if thorough else self._after
+        while True:
+            page = await collect_garbage(
+                self._metadata, self._multifs, after=after, oldest_kept_epoch=oldest_kept_epoch
+            )
+            packs, freed_bytes, kept = packs + page.packs, freed_bytes + page.freed_bytes, kept + page.kept
+            after = page.last
+            if after is None or (page.kept and not thorough):
+                self._after = after
+                return Garbage(packs, freed_bytes, kept)
+
+    async def _compact_some(self) -> int:
+        if trio.current_time() < self._compacted_at + COMPACTION_S or not self._is_idle():
+            return 0
+        self._compacted_at = trio.current_time()
+        size = self._writer.pack_size_bytes
+        fills = await self._metadata.pack_fills(round(100 * SPARSE_FILL), size // SMALL)
+        batches = choose_now_and_then(self._readable(fills), size)
+        return await self._compact(batches[:BATCHES_AT_ONCE], lambda: not self._is_idle())
+
+    async def _compact_all(self) -> int:
+        total = 0
+        self._compactor.failed.clear()
+        while True:
+            fills = self._readable(await self._metadata.pack_fills(100, 0))
+            done = await self._compact(choose_thoroughly(fills, self._writer.pack_size_bytes), lambda: False)
+            total += done
+            # One that cannot be read is out now; what was to be merged with it finds others.
+            if not done and len(fills) == len(self._readable(fills)):
+                return total
+
+    def _readable(self, packs: list[PackFill]) -> list[PackFill]:
+        out = self._compactor.failed | self._compactor.unreachable
+        return [pack for pack in packs if pack.number not in out]
+
+    async def _compact(self, batches: list[Batch], is_enough: Callable[[], bool]) -> int:
+        """Compact batch by batch; return how many packs were replaced."""
+        replaced = 0
+        for batch in batches:
+            if is_enough() or len(self._writer.clouds_up) < min(self._writer.copies, len(self._multifs.names)):
+                break
+            try:
+                replaced += len(batch) if await self._compactor.compact(batch) else 0
+            except (CuckooError, OSError) as error:
+                if isinstance(error, MetadataError):
+                    raise
+                log.warning("packs are not compacted now: %s", error)
+                break
+        return replaced

@@ -1,0 +1,24 @@
+"""S3 servers for the tests of clouds: one of each kind per session, in turn, each with a proxy in front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cuckoo_mount.testing.httpproxy import HttpProxy, http_proxy
+from cuckoo_mount.testing.servers import S3_KINDS, S3Server, s3_server
+
+
+@pytest.fixture(scope="session", params=S3_KINDS)
+def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Give a running S3 server, of each kind in turn."""
+    with s3_server(request.param, tmp_path_factory.mktemp(request.param)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3: S3Server) -> Iterator[HttpProxy]:
+    """Give a proxy in front of `s3`."""
+    with http_proxy(s3.endpoint_url) as proxy:
+        yield proxy

@@ -1,0 +1,223 @@
+"""Clouds that join, change and leave an open drive: real folders, real workers, no mount."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve, field, frozen
+
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.identity import read_identity
+from cuckoo_mount.clouds.registry import open_cloud
+from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, drive_paths, read_config, write_config
+from cuckoo_mount.drive import Drive, open_drive
+from cuckoo_mount.errors import (
+    CloudError,
+    CloudNotOurs,
+    CloudUnavailable,
+    ConfigurationError,
+    DataUnavailable,
+    UsageError,
+)
+from cuckoo_mount.format import drive_prefix
+from cuckoo_mount.parted.tree import Caller
+from cuckoo_mount.types import ROOT_INODE
+
+pytestmark = pytest.mark.slow
+DRIVE_ID, KEY = b"d" * 16, b"k" * 32
+CONTENT = bytes(range(256)) * 40
+
+
+@frozen
+class Place:
+    """Where a drive and its clouds lie."""
+
+    root: Path
+    paths: DrivePaths
+    redundancy: str = "none"
+    clouds: tuple[CloudConfig, ...] = field(factory=tuple)
+
+    def cloud(self, name: str, **values: Any) -> CloudConfig:  # noqa: ANN401 (as attrs.evolve has it)
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        return evolve(CloudConfig(name=name, url=str(folder), cloud_id=(name * 16)[:16].encode()), **values)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Drive]:
+        config = read_config(self.paths)
+        if config is None:
+            config = DriveConfig(name="d", drive_id=DRIVE_ID, redundancy=self.redundancy, clouds=self.clouds)
+            write_config(config, self.paths)
+        async with open_drive(config, self.paths, KEY) as drive:
+            yield drive
+            assert await drive.check_invariants() == []
+
+    def objects(self, name: str, below: str = "packs") -> list[Path]:
+        return sorted(path for path in (self.root / name / drive_prefix(DRIVE_ID) / below).rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    for name in ("CONFIG", "STATE", "CACHE", "DATA"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / "xdg" / name))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    (tmp_path / "xdg").mkdir()
+    return Place(tmp_path, drive_paths("d"))
+
+
+async def write(drive: Drive, name: bytes, content: bytes = CONTENT) -> None:
+    handle, _ = await drive.filesystem.create(ROOT_INODE, name, stat.S_IRUSR | stat.S_IWUSR, Caller(0, 0))
+    await drive.filesystem.write(handle, 0, content)
+    await drive.filesystem.release(handle)
+    await drive.send_all()
+
+
+async def read(drive: Drive, name: bytes) -> bytes:
+    inode = await drive.filesystem.tree.lookup(ROOT_INODE, name)
+    handle = await drive.filesystem.open(inode.ino, 0)
+    try:
+        return await drive.filesystem.read(handle, 0, inode.size_bytes)
+    finally:
+        await drive.filesystem.release(handle)
+
+
+def names(drive: Drive) -> list[object]:
+    return [cloud["name"] for cloud in drive.roster.listing()]
+
+
+async def test_a_cloud_joins_and_is_used(place: Place) -> None:
+    async with place.opened() as drive:
+        await drive.roster.add(place.cloud("a"), {})
+        await write(drive, b"f")
+        assert len(place.objects("a")) == 1
+        assert {path.name for path in place.objects("a", "keys")} == {"1.recovery"}
+        assert names(drive) == ["a"]
+    config = read_config(place.paths)
+    assert config is not None
+    assert [cloud.name for cloud in config.clouds] == ["a"]
+    async with place.opened() as drive:
+        await drive.evict_all()
+        assert await read(drive, b"f") == CONTENT
+        assert [cloud["state"] for cloud in drive.roster.listing()] == ["ok"]
+
+
+async def test_the_same_name_or_place_is_refused(place: Place) -> None:
+    async with place.opened() as drive:
+        await drive.roster.add(place.cloud("a"), {})
+        with pytest.raises(UsageError, match="cloud 'a' already"):
+            await drive.roster.add(place.cloud("a", url=str(place.root / "b"), cloud_id=b"b" * 16), {})
+        with pytest.raises(UsageError, match="already cloud 'a'"):
+            await drive.roster.add(place.cloud("b", url=f"osfs://{place.root}/a/"), {})
+        (place.root / "link").symlink_to(place.root / "a")
+        with pytest.raises(UsageError, match="same place as cloud 'a'"):
+            await drive.roster.add(place.cloud("b", url=str(place.root / "link")), {})
+        with pytest.raises(CloudUnavailable, match="create the folder"):
+            await drive.roster.add(place.cloud("b", url=str(place.root / "nowhere")), {})
+        assert names(drive) == ["a"]
+
+
+async def test_a_cloud_that_did_not_answer_is_signed_later(place: Place) -> None:
+    place = evolve(place, clouds=(place.cloud("a"), place.cloud("b")))
+    (place.root / "b").rmdir()
+    async with place.opened() as drive:
+        assert [cloud["state"] for cloud in drive.roster.listing()] == ["ok", "not signed yet"]
+        (place.root / "b").mkdir()
+        await drive.roster.sign_new()
+        assert names(drive) == ["a", "b"]
+        cloud = open_cloud(CloudSettings(name="b", url=str(place.root / "b")))
+        assert read_identity(cloud, DRIVE_ID) == place.clouds[1].cloud_id
+
+
+async def test_changing_a_cloud(place: Place) -> None:
+    async with place.opened() as drive:
+        for name in ("a", "b"):
+            await drive.roster.add(place.cloud(name), {})
+        await drive.roster.change(place.cloud("a", read_only=True, group="house"), {})
+        for number in range(4):
+            await write(drive, b"%d" % number, CONTENT + bytes([number]))
+        assert (len(place.objects("a")), len(place.objects("b"))) == (0, 4)
+        with pytest.raises(CloudNotOurs):
+            await drive.roster.change(place.cloud("a", url=str(place.root / "b")), {})
+        assert [(cloud["read_only"], cloud["group"]) for cloud in drive.roster.listing()] == [
+            (True, "house"),
+            (False, ""),
+        ]
+    shutil.move(place.root / "a", place.root / "moved")
+    async with place.opened() as drive:
+        assert [cloud["state"] for cloud in drive.roster.listing()] == ["down", "ok"]
+        await drive.roster.change(place.cloud("a", url=str(place.root / "moved")), {})
+        await write(drive, b"again", b"again")
+        assert len(place.objects("moved")) == 1
+
+
+async def test_removing_a_cloud_loses_nothing_unless_told_so(place: Place) -> None:
+    async with place.opened() as drive:
+        await drive.roster.add(place.cloud("a"), {})
+        await write(drive, b"f")
+        await drive.roster.add(place.cloud("b"), {})
+        with pytest.raises(UsageError, match=r"1 pack .* nowhere else"):
+            await drive.roster.remove("a", lost=False)
+        await write(drive, b"g", CONTENT[::-1])
+        assert sum(len(place.objects(name)) for name in "ab") == 2, "it is used again after the refusal"
+        with pytest.raises(UsageError, match=r"no cloud 'c'.*a, b"):
+            await drive.roster.remove("c", lost=True)
+        holder = "a" if len(place.objects("a")) == 2 else "b"
+        figures = await drive.roster.remove("a", lost=True)
+        assert figures["lost_packs"] == (2 if holder == "a" else 1)
+        assert names(drive) == ["b"]
+        await drive.evict_all()
+        with pytest.raises(DataUnavailable, match="not one of this drive's any more"):
+            await read(drive, b"f")
+    async with place.opened() as drive:
+        assert names(drive) == ["b"]
+        await drive.roster.add(place.cloud("a", cloud_id=b"other id of 16 b"), {})
+        assert await read(drive, b"f") == CONTENT, "the place is what it was before"
+
+
+async def test_removing_one_of_two_copies(place: Place) -> None:
+    place = evolve(place, redundancy="2", clouds=(place.cloud("a"), place.cloud("b")))
+    async with place.opened() as drive:
+        await write(drive, b"f")
+        assert (await drive.roster.remove("b", lost=False))["lost_packs"] == 0
+        await drive.evict_all()
+        assert await read(drive, b"f") == CONTENT
+        status = await drive.status()
+        assert (status["state"], status["packs"]) == ("degraded", status["packs"] | {"degraded": 1})  # type: ignore[operator]
+
+
+async def test_trying_a_cloud_leaves_nothing(place: Place) -> None:
+    async with place.opened() as drive:
+        await drive.roster.add(place.cloud("a"), {})
+        trial = await drive.roster.test("a")
+        assert not trial.error
+        assert [step.step for step in trial.steps][:2] == ["connect", "store"]
+        assert place.objects("a") == []
+        shutil.rmtree(place.root / "a")
+        with pytest.raises((CloudError, ConfigurationError)):
+            raise CloudUnavailable((await drive.roster.test("a")).error)
+
+
+async def test_a_secret_that_is_not_there_is_that_clouds_trouble_alone(place: Place) -> None:
+    place = evolve(place, clouds=(place.cloud("a"), place.cloud("b", secrets=(("password", "env:NOT_SET_ANYWHERE"),))))
+    async with place.opened() as drive:
+        await write(drive, b"f")
+        listing = drive.roster.listing()
+        assert [cloud["state"] for cloud in listing] == ["ok", "not signed yet"]
+
+
+async def test_what_is_only_in_the_metadata_stays_on_the_list(place: Place) -> None:
+    async with place.opened() as drive:
+        await drive.roster.add(place.cloud("a", capacity_bytes=1 << 30), {})
+    config = read_config(place.paths)
+    assert config is not None
+    write_config(evolve(config, clouds=()), place.paths)
+    async with place.opened() as drive:
+        assert [(cloud["name"], cloud["state"], cloud["capacity_bytes"]) for cloud in drive.roster.listing()] == [
+            ("a", "ok", 1 << 30)
+        ]
