@@ -7,7 +7,8 @@ trouble that may pass is waited for up to the deadline, and the error names ever
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 from typing import Final, NoReturn, TypeVar
 
 import trio
@@ -55,10 +56,11 @@ class ShareReader:
         # The scope also ends the waiting for a free worker, which a job's own deadline does not count.
         with trio.move_on_at(reading.ends_at):
             while True:
-                for share in self._in_order(reading.shares):
+                for share in chain(self._in_order(pack_id, reading.shares), self._written_off(reading)):
                     name = pack_share_name(self._drive_id, pack_id, share.share)
                     limit_s = min(reading.part_of_time_s(), transfer_deadline_s(length_bytes))
                     try:
+                        await self._confirm(reading, share)
                         return await self._requests.ask_for_object(
                             share.cloud, job, name, *args, deadline_s=limit_s, bytes_down=length_bytes
                         )
@@ -69,10 +71,34 @@ class ShareReader:
             reading.errors.setdefault(share, self._health.state(share.cloud).last_error)
         reading.give_up()
 
-    def _in_order(self, shares: Sequence[ShareRow]) -> list[ShareRow]:
-        """Return the shares worth asking for now, those on clouds that are well first."""
+    def _in_order(self, pack_id: bytes, shares: Sequence[ShareRow]) -> list[ShareRow]:
+        """Return the shares worth asking for now: on clouds that are well first, then on those with the least to do.
+
+        Among equals each pack has an order of its own, so that reading on spreads over the clouds.
+        """
         due = [share for share in shares if self._health.may_ask(share.cloud)]
-        return sorted(due, key=lambda share: (not self._health.is_up(share.cloud), share.share))
+
+        def preference(share: ShareRow) -> tuple[bool, int, int]:
+            turn = (share.share + pack_id[0]) % len(due)
+            return not self._health.is_up(share.cloud), self._requests.under_way(share.cloud), turn
+
+        return sorted(due, key=preference)
+
+    def _written_off(self, reading: _Reading) -> Iterator[ShareRow]:
+        """Yield, when no other share is left, those on clouds that are thought hopeless and were not asked by this read.
+
+        Somebody may have mounted the disk again: that must be looked at before a program is told that its bytes are
+        gone.
+        """
+        for share in list(reading.shares):
+            if share not in reading.asked and self._health.state(share.cloud).condition in _HOPELESS:
+                yield share
+
+    async def _confirm(self, reading: _Reading, share: ShareRow) -> None:
+        """Look first whether a cloud that was thought hopeless still is.  Raises: CloudError."""
+        reading.asked.add(share)
+        if self._health.state(share.cloud).condition in _HOPELESS:
+            await self._requests.probe(share.cloud)
 
     async def _pause(self, reading: _Reading) -> None:
         """Wait until one of the clouds may be asked again.  Raises: DataUnavailable when no share is left."""
@@ -91,6 +117,7 @@ class _Reading:
     def __init__(self, shares: Sequence[ShareRow], deadline_s: float) -> None:
         self.shares = list(shares)
         self.errors: dict[ShareRow, str] = {}
+        self.asked: set[ShareRow] = set()
         self.ends_at = trio.current_time() + deadline_s
         self._deadline_s = deadline_s
 

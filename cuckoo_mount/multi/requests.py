@@ -6,6 +6,7 @@ For one trio loop.  Every method is a checkpoint; a cancelled request is not cou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -46,6 +47,11 @@ class CloudRequests:
         self._pool = pool
         self._health = health
         self._drive_id = drive_id
+        self._under_way: Counter[CloudName] = Counter()
+
+    def under_way(self, cloud: CloudName) -> int:
+        """Return how many requests to the cloud have begun and not ended."""
+        return self._under_way[cloud]
 
     async def ask(
         self,
@@ -63,6 +69,7 @@ class CloudRequests:
         local file is at fault, which says nothing about the cloud.
         """
         settings = self._settings(cloud)
+        self._under_way[cloud] += 1
         try:
             result = await self._pool.run(job, settings, *args, deadline_s=deadline_s)
         except CuckooError as error:
@@ -73,6 +80,8 @@ class CloudRequests:
                 raise
             self._health.report(cloud, request, known)
             raise known from None
+        finally:
+            self._under_way[cloud] -= 1
         self._health.report(cloud, request, None, bytes_up=bytes_up, bytes_down=bytes_down)
         return result
 
