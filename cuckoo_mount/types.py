@@ -188,7 +188,7 @@ class Linked:
 
 @frozen(slots=True)
 class StoredVersion:
-    """A version in a pack.  `chunk`: its number and plain length, and one place that names it (inode 0: a base only)."""
+    """A version in a pack.  `chunk`: its number and plain length, and one place that names it (inode 0: none)."""
 
     chunk: DirtyChunk
     location: Location
@@ -196,7 +196,7 @@ class StoredVersion:
 
 @frozen(slots=True)
 class PackFill:
-    """How much of a pack lives: `used_bytes` sealed bytes of `size_bytes`, `live_bytes` plain, in `versions` versions."""
+    """How much of a pack lives: `used_bytes` sealed of its `size_bytes`, `live_bytes` plain, in `versions` versions."""
 
     number: PackNo
     policy: str

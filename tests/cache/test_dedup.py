@@ -94,6 +94,35 @@ async def test_mostly_new_bytes_are_packed_with_the_few_old_ones_left_out(place:
         await check(rig, files)
 
 
+@pytest.mark.slow
+async def test_open_files_follow_links(place: RigPlace) -> None:
+    """One that is open, and one that is written again while it is linked."""
+    async with place.opened(LIMITS) as rig:
+        contents = {await make_file(rig, b"a", OLD): OLD}
+        await rig.cache.send_all()
+        second, third = await make_file(rig, b"b", OLD), await make_file(rig, b"c", OLD)
+        handles = [await rig.filesystem.open(ino, os.O_RDWR) for ino in (second, third)]
+        for handle in handles:
+            assert await rig.filesystem.read(handle, 0, len(OLD)) == OLD
+        await rig.cache.checkpoint()
+        rig.pool.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.cache.send_all)
+            while not rig.pool.waiting:
+                await trio.testing.wait_all_tasks_blocked()
+            await rig.filesystem.write(handles[1], 0, b"newer")
+            rig.pool.let_go()
+        assert await rig.cache.check_invariants() == []
+        assert (await first_row(rig, second)).location == (await first_row(rig, next(iter(contents)))).location
+        await rig.filesystem.write(handles[0], 5, b"other")
+        await rig.cache.checkpoint()
+        assert await rig.cache.check_invariants() == []
+        for handle in handles:
+            await rig.filesystem.release(handle)
+        contents |= {second: OLD[:5] + b"other" + OLD[10:], third: b"newer" + OLD[5:]}
+        await check(rig, contents)
+
+
 async def _hold_at(rig: Rig, jobs: int) -> None:
     """Let `jobs` jobs through, then hold the pool before the next one."""
     for _ in range(jobs):
@@ -180,6 +209,7 @@ async def test_open_files_follow_compaction(place: RigPlace) -> None:
         rig.pool.let_go()
         collected = await rig.collector.collect(thorough=True)
         assert collected.packs_compacted == collected.packs_deleted >= 11
+        assert await rig.cache.check_invariants() == [], "also what is in memory of open files"
         assert not before & packs(place)
         for ino, handle in handles.items():
             assert await rig.filesystem.read(handle, 0, 1 << 20) == kept[ino]

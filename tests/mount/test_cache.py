@@ -86,10 +86,10 @@ def fill_and_read_back(mount: Mount, *, file_mib: int, files: int) -> None:
     if not mount.drop_caches():
         mount.umount()
         mount.start()
-        before = {"misses": 0}
+    down = mount.status()["clouds"][0]["bytes_down"]
     most = max(most, read_all(mount, file_mib, files))
     after = mount.status()["cache"]
-    assert after["misses"] - before["misses"] >= file_mib - LIMIT_BYTES // MIB
+    assert mount.status()["clouds"][0]["bytes_down"] - down >= file_mib * MIB - LIMIT_BYTES
     rss, peak = mount.rss_kib(), mount.peak_rss_kib()
     print(
         f"RSS {rss / 1024:.0f} MiB, peak {peak / 1024:.0f} MiB; cache folders at most {most / MIB:.0f} MiB; "

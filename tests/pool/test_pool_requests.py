@@ -1,0 +1,183 @@
+"""What a drive costs in requests, counted at the servers: a proxy in front of each S3 server, the driver's calls for
+the folder.
+
+The promises for two copies over three clouds: a tree of 10,000 files written by rsync with default timers ≤ 100 write
+requests in all; reading it cold with tar ≤ 150 of any kind; one more small file ≤ 3 requests and ≤ 64 KiB; an idle
+mount ≤ 1 per minute and cloud; one request per stored pack on S3, and one per ranged read.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+import trio.testing
+
+from tests.pool import trees
+from tests.pool.conftest import MakePool
+from tests.pool.pooling import PoolMount
+from tests.pool.threeservers import ThreeServers
+
+pytestmark = [pytest.mark.slow]
+
+KIB: Final = 1 << 10
+SEED: Final = 20_261_122
+OPENING_MAX: Final = 4
+"""Requests of one worker that opens one cloud: its bucket, its drive.json."""
+WORKERS_MAX: Final = 8
+TIMERS_S: Final = 60.0
+"""Longer than every timer of the write-back and one round of housekeeping."""
+PATIENCE_S: Final = 300.0
+
+
+# -- one by one --
+
+
+async def test_one_request_per_stored_pack_and_per_ranged_read(
+    make_pool: MakePool, three_servers: ThreeServers
+) -> None:
+    """On S3: nothing is asked before, after or about a pack but its one PUT, and one GET per chunk that is read."""
+    dice = random.Random(SEED)
+    files = {f"f{number}": dice.randbytes(30 * KIB) for number in range(8)}
+    mount = make_pool((three_servers.weed, three_servers.rclone), redundancy="2")
+    async with mount.opened() as opened:
+        three_servers.reset()
+        for name, data in files.items():
+            await opened.write(name, data)
+            await opened.sync()
+        packs = set(three_servers.weed.packs())
+        assert len(packs) == len(files)
+        assert requests_about_packs(three_servers) == Counter({"weed PUT": len(packs), "rclone PUT": len(packs)})
+        three_servers.reset()
+        await opened.evict()
+        for name, data in files.items():
+            await opened.evict()
+            assert await opened.read(name) == data
+        about_packs = requests_about_packs(three_servers)
+        print(f"reading {len(files)} chunks: {about_packs}, in all {three_servers.requests()}")
+        assert about_packs.total() == len(files)
+        assert all(key.endswith(" GET") for key in about_packs)
+        assert three_servers.total() - len(files) <= OPENING_MAX * WORKERS_MAX
+
+
+def requests_about_packs(servers: ThreeServers) -> Counter[str]:
+    """Return how many requests of each method named an object below packs/, and fail if one was asked for twice."""
+    found = Counter[str]()
+    for name, proxy in servers.proxies.items():
+        asked = [(method, target) for method, target in proxy.requests() if "/packs/" in target]
+        twice = [target for target, count in Counter(asked).items() if count > 1 and target[0] != "GET"]
+        assert not twice
+        found.update(f"{name} {method}" for method, _ in asked)
+    return found
+
+
+# -- a tree --
+
+
+def write_read_and_add(
+    tmp_path: Path, make_pool: MakePool, servers: ThreeServers, *, files: int, least_s: float, writes: int, reads: int
+) -> None:
+    """Store a tree with rsync, read it cold with tar, add one file; each within its budget."""
+    source = tmp_path / "source"
+    total_bytes = trees.make_source_tree(source, files)
+    mount = make_pool(servers.places, redundancy="2", deadline_s=1800)
+    mount.start()
+    servers.reset()
+    began = time.monotonic()
+    trees.copy(source, mount.path)
+    copied = time.monotonic()
+    wait_until_sent(mount)
+    time.sleep(max(0.0, began + least_s - time.monotonic()))
+    print(f"{files} files, {total_bytes / trees.MIB:.0f} MiB: rsync {copied - began:.1f} s; {servers.requests()}")
+    written = servers.writes()
+    mount.sync()
+    assert servers.writes() == written
+    assert written <= writes
+    mount.umount()
+    mount.delete_cache()
+    mount.start()
+    servers.reset()
+    trees.run("tar", "-C", mount.path, "-cf", tmp_path / "cold.tar", ".")
+    print(f"cold tar: {servers.total()} requests, {servers.requests()}")
+    assert servers.total() <= reads
+    trees.assert_same(source, mount.path)
+    add_one_file(mount, servers)
+
+
+def add_one_file(mount: PoolMount, servers: ThreeServers) -> None:
+    """One more small file costs two shares, and at most one request besides."""
+    mount.sync()
+    servers.reset()
+    before = servers.folder.used_bytes()
+    (mount.path / "one more").write_bytes(b"a small file")
+    mount.sync()
+    requests = servers.requests()
+    moved = sum(request.transferred_bytes for request in requests.values()) + servers.folder.used_bytes() - before
+    print(f"one more file: {servers.total()} requests, {moved} bytes, {requests}")
+    assert servers.total() <= 3
+    assert moved <= 64 * KIB
+
+
+def wait_until_sent(mount: PoolMount) -> None:
+    """Return when the timers have sent everything: nobody asks for it."""
+    end = time.monotonic() + PATIENCE_S
+    while mount.pending()["bytes"]:
+        assert time.monotonic() < end, f"not sent within {PATIENCE_S:.0f} s"
+        time.sleep(0.2)
+
+
+@pytest.mark.mount
+def test_a_tree_costs_few_requests(tmp_path: Path, make_pool: MakePool, three_servers: ThreeServers) -> None:
+    write_read_and_add(tmp_path, make_pool, three_servers, files=1000, least_s=0.0, writes=20, reads=30)
+
+
+@pytest.mark.long
+@pytest.mark.mount
+@pytest.mark.timeout(1800)
+def test_10000_files_cost_few_requests(tmp_path: Path, make_pool: MakePool, three_servers: ThreeServers) -> None:
+    write_read_and_add(tmp_path, make_pool, three_servers, files=10_000, least_s=TIMERS_S, writes=100, reads=150)
+
+
+# -- idle --
+
+
+def test_an_idle_drive_asks_almost_nothing(make_pool: MakePool, three_servers: ThreeServers) -> None:
+    """20 minutes of the drive's clock, which runs 120 times as fast once the drive is open and everything is stored."""
+    minutes = 20
+    mount = make_pool(three_servers.places, redundancy="2")
+    clock = trio.testing.MockClock(rate=1.0)
+
+    async def be_idle() -> None:
+        async with mount.opened() as opened:
+            await opened.write("file", b"content")
+            await opened.sync()
+            three_servers.reset()
+            clock.rate = 120.0
+            await trio.sleep(minutes * 60)
+            clock.rate = 1.0
+
+    trio.run(be_idle, clock=clock)
+    found = {name: requests.total for name, requests in three_servers.requests().items()}
+    print(f"{minutes} minutes idle: {three_servers.requests()}")
+    assert all(count <= minutes for count in found.values())
+    assert sum(requests.writes for requests in three_servers.requests().values()) == 0
+
+
+@pytest.mark.long
+@pytest.mark.mount
+@pytest.mark.timeout(400)
+def test_an_idle_mount_asks_almost_nothing(make_pool: MakePool, three_servers: ThreeServers) -> None:
+    minutes = 3
+    mount = make_pool(three_servers.places, redundancy="2", deadline_s=400)
+    mount.start()
+    (mount.path / "file").write_bytes(b"content")
+    mount.sync()
+    three_servers.reset()
+    time.sleep(minutes * 60)
+    print(f"{minutes} minutes idle: {three_servers.requests()}")
+    assert all(requests.total <= minutes for requests in three_servers.requests().values())
