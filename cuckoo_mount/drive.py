@@ -111,6 +111,8 @@ class Drive:
                 "dirty_bytes": cache.dirty_bytes + cache.pending_bytes,
                 "hits": cache.hits,
                 "misses": cache.misses,
+                "prefetched": cache.prefetched,
+                "prefetch_hits": cache.prefetch_hits,
                 "evicted_bytes": cache.evicted_bytes,
                 "checkpoints": cache.checkpoints,
                 "packs_sent": cache.packs_sent,

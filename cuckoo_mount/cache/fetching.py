@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -113,32 +114,38 @@ class Fetcher:
             async with state.rows_lock:
                 await self._landing.verify(state, index)
             return
-        trail: Trail | None = None
+        is_read = not slot.present and slot.location is not None
         if not slot.present and slot.location is not None:
             chunk = AbsentChunk(state.ino, index, slot.version, slot.location)
-            if _flight(chunk) not in self._flights:
-                trail = self._ahead.missed(chunk, is_small=state.size_bytes <= CHUNK_SIZE_BYTES)
         elif slot.base is not None:
             chunk = AbsentChunk(state.ino, index, slot.base.version, slot.base.location)
         else:
             return
         flight = _flight(chunk)
         if flight not in self._flights:
-            self._start(self._fetch_wanted, chunk, trail)
+            is_small = state.size_bytes <= CHUNK_SIZE_BYTES
+            self._start(
+                self._fetch_wanted, chunk, partial(self._ahead.missed, chunk, is_small=is_small) if is_read else None
+            )
             self._flights.begin(flight)
-            self.misses += 1
         await self._flights.wait(flight)
 
-    async def _fetch_wanted(self, chunk: AbsentChunk, trail: Trail | None) -> None:
-        """Fetch a chunk that somebody waits for, and what follows it as far as its trail's window goes."""
+    async def _fetch_wanted(self, chunk: AbsentChunk, missed: Callable[[], Trail] | None) -> None:
+        """Fetch a chunk that somebody waits for, and what follows it as far as its trail's window goes.
+
+        `missed`: enters a read that has to wait into the trails.
+        """
         along: deque[AbsentChunk] = deque()
         others: Sequence[bytes | None] = ()
         error: Exception | None = None
         try:
             try:
-                if trail is not None:
-                    along.extend(await self._go_on(trail, chunk))
-                data, others = await self._read_wanted(chunk, along)
+                data = await self._landing.copy_here(chunk)
+                if data is None:
+                    self.misses += 1
+                    if missed is not None:
+                        along.extend(await self._go_on(missed(), chunk))
+                    data, others = await self._read_wanted(chunk, along)
                 await self._pressure.make_way(len(data))
                 await self._landing.land(chunk, data)
             except (CuckooError, OSError) as failure:

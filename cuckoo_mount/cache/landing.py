@@ -99,6 +99,15 @@ class Landing:
             return True
         return False
 
+    async def copy_here(self, chunk: AbsentChunk) -> bytes | None:
+        """Return the chunk's bytes from another file that holds the same version, if one does and they are right."""
+        twin = await self._metadata.held_twin(chunk.version)
+        file = self._files.get(twin[0]) if twin is not None else None
+        if twin is None or file is None:
+            return None
+        data = os.pread(file.fd, chunk.location.plain_bytes, twin[1] * CHUNK_SIZE_BYTES)
+        return data if self._digest(data) == chunk.location.digest else None
+
     async def look_up(self, chunk: AbsentChunk) -> AbsentChunk | None:
         """Return the chunk as its row says now that it is stored, or None if the row does not speak of it any more.
 

@@ -52,10 +52,11 @@ class WriteBack:
     async def send_all(self) -> None:
         """Return when everything written before this call is on clouds.  Waits as long as it takes; cancel to give
         up."""
+        # First, so that whole packs are begun: what is dirty in the middle of it would make small ones.
+        await self._checkpointer.checkpoint()
+        newest = await self._metadata.new_versions(1)
         self._hurry += 1
         try:
-            await self._checkpointer.checkpoint()
-            newest = await self._metadata.new_versions(1)
             while await self._is_unsent(newest):
                 self._kick.set()
                 await self._content.pressure.room.wait()

@@ -67,6 +67,9 @@ _ABSENT: Final = """
     AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ino = c.ino AND h.idx = c.idx)
     AND EXISTS (SELECT 1 FROM inode i WHERE i.ino = c.ino AND i.nlink > 0)
     ORDER BY v.offset LIMIT ?"""
+_HELD_TWIN: Final = """
+    SELECT c.ino, c.idx FROM chunk c CROSS JOIN held h ON h.ino = c.ino AND h.idx = c.idx
+    WHERE c.version = ? AND h.version = c.version AND h.dirty = 0 LIMIT 1"""
 _NOTHING: Final[frozenset[int]] = frozenset()
 
 
@@ -194,6 +197,10 @@ class Content(Nodes, Versions):
             AbsentChunk(InodeNo(ino), ChunkIndex(index), VersionNo(version), Location(PackNo(number), *place))
             for ino, index, version, number, *place in found
         ]
+
+    async def held_twin(self, version: VersionNo) -> tuple[InodeNo, ChunkIndex] | None:
+        row = self._db.row(_HELD_TWIN, (version,))
+        return None if row is None else (InodeNo(row[0]), ChunkIndex(row[1]))
 
     # -- inside; part of the caller's change --
 

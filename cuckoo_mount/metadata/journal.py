@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cuckoo_mount.errors import MetadataError
-from cuckoo_mount.metadata.base import JournalRecord
 from cuckoo_mount.metadata.database import Part, Value
+from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.schema import JOURNALED, JournaledTable
 
 _BY_NUMBER: Final[Mapping[int, JournaledTable]] = {table.number: table for table in JOURNALED}

@@ -20,8 +20,8 @@ from cuckoo_mount.errors import (
     NotPermitted,
     TooManyLinks,
 )
-from cuckoo_mount.metadata.base import NewNode
 from cuckoo_mount.metadata.nodes import GET_INODE, INODE_COLUMNS, Nodes, is_directory, stale
+from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.types import LINK_MAX, ROOT_INODE, DirectoryEntry, Inode, InodeNo
 
 _QUALIFIED: Final = ", ".join(f"i.{column}" for column in INODE_COLUMNS.split(", "))

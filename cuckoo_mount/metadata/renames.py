@@ -18,9 +18,9 @@ from cuckoo_mount.errors import (
     NotFound,
     TooManyLinks,
 )
-from cuckoo_mount.metadata.base import Renamed
 from cuckoo_mount.metadata.names import Names
 from cuckoo_mount.metadata.nodes import is_directory
+from cuckoo_mount.metadata.records import Renamed
 from cuckoo_mount.types import LINK_MAX, Inode, InodeNo
 
 

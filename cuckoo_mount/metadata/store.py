@@ -19,7 +19,6 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.errors import MetadataError
-from cuckoo_mount.metadata.base import MetadataStatistics
 from cuckoo_mount.metadata.catalogue import Catalogue
 from cuckoo_mount.metadata.checks import Checks
 from cuckoo_mount.metadata.cloudrows import CloudRows
@@ -29,6 +28,7 @@ from cuckoo_mount.metadata.flush import SharedFlush
 from cuckoo_mount.metadata.journal import Journal
 from cuckoo_mount.metadata.log import LogKeeper
 from cuckoo_mount.metadata.migrations import check_identity, make_schema, migrate
+from cuckoo_mount.metadata.records import MetadataStatistics
 from cuckoo_mount.metadata.renames import Renames
 from cuckoo_mount.types import ROOT_INODE
 

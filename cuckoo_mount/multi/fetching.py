@@ -85,7 +85,7 @@ class ShareReader:
         return sorted(due, key=preference)
 
     def _written_off(self, reading: _Reading) -> Iterator[ShareRow]:
-        """Yield, when no other share is left, those on clouds that are thought hopeless and were not asked by this read.
+        """Yield, when no other share is left, those on clouds thought hopeless that this read has not asked.
 
         Somebody may have mounted the disk again: that must be looked at before a program is told that its bytes are
         gone.

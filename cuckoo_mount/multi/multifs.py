@@ -76,7 +76,7 @@ class MultiFS:
         return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest)
 
     def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
-        """Return, once, the clouds besides those of `shares` where an upload of the pack failed since this drive opened.
+        """Return, once, the clouds besides those of `shares` where an upload of the pack failed.
 
         An object of it may be there all the same: the answer may have been lost.
         """

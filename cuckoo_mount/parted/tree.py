@@ -23,7 +23,8 @@ from cuckoo_mount.errors import (
     NotFound,
     NotSupported,
 )
-from cuckoo_mount.metadata.base import Metadata, NewNode
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.parted import acl
 from cuckoo_mount.parted.handles import References
 from cuckoo_mount.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo

@@ -331,3 +331,34 @@ async def test_a_write_beats_the_fetch_of_a_neighbour(place: RigPlace) -> None:
         assert await read(rig, files[1]) == old[:10] + b"newer" + old[15:]
         assert await read(rig, files[2]) == b""
         assert await rig.cache.check_invariants() == []
+
+
+async def test_a_chunk_that_an_equal_file_holds_is_not_fetched(tmp_path: Path) -> None:
+    """Equal files share a version: one of them here is enough for all."""
+    async with RigPlace(tmp_path).opened(LIMITS) as rig:
+        data = content(1, 50_000)
+        first = await make_file(rig, "first", data)
+        await send_and_evict(rig)
+        second = await make_file(rig, "second", data)
+        await send_and_evict(rig)
+        assert await read(rig, first) == data
+        misses = rig.cache.statistics().misses
+        rig.pool.hold(*FETCHES)
+        assert await read(rig, second) == data
+        assert rig.cache.statistics().misses == misses
+        rig.pool.let_go()
+        assert await rig.cache.check_invariants() == []
+
+
+async def test_a_damaged_local_copy_is_not_passed_on(tmp_path: Path) -> None:
+    place = RigPlace(tmp_path)
+    async with place.opened(LIMITS) as rig:
+        data = content(1, 50_000)
+        first = await make_file(rig, "first", data)
+        await send_and_evict(rig)
+        second = await make_file(rig, "second", data)
+        await send_and_evict(rig)
+        assert await read(rig, first) == data
+        (local,) = [path for path in place.root.rglob(f"{first:x}") if path.is_file()]
+        local.write_bytes(data[::-1])
+        assert await read(rig, second) == data

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import apsw
 
-from cuckoo_mount.metadata.base import NewNode
+from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.metadata.schema import JOURNALED
 from cuckoo_mount.metadata.store import SqliteMetadata, StoreOptions, create_store
 from cuckoo_mount.types import (

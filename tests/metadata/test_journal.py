@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from cuckoo_mount.errors import AlreadyExists, MetadataError
-from cuckoo_mount.metadata.base import JournalRecord
+from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.schema import JOURNALED
 from cuckoo_mount.metadata.store import SqliteMetadata, open_store
 from cuckoo_mount.types import ChunkIndex, InodeChanges

@@ -19,7 +19,8 @@ from cuckoo_mount.errors import (
     TooManyLinks,
 )
 from cuckoo_mount.metadata import names, renames
-from cuckoo_mount.metadata.base import Metadata, NewNode
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.metadata.store import SqliteMetadata
 from cuckoo_mount.types import InodeChanges, InodeNo
 from tests.metadata.helpers import ROOT, make_directory, make_file, names_in, node

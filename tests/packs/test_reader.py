@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuckoo_mount.errors import CloudUnavailable, DataTimeout, DataUnavailable, MetadataError
-from cuckoo_mount.metadata.base import NewNode
+from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.metadata.store import create_store
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS

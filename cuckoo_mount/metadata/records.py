@@ -1,0 +1,59 @@
+"""Records that only the metadata and its callers share.
+
+Used by the protocols in this folder and by parted.  Frozen, no behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import Factory, frozen
+
+from cuckoo_mount.types import Inode
+
+
+@frozen(slots=True, kw_only=True)
+class NewNode:
+    """A node to be made.  `mode` with file type; `target` for symbolic links only; `xattrs` e.g. inherited ACLs."""
+
+    mode: int
+    uid: int
+    gid: int
+    now_ns: int
+    rdev: int = 0
+    target: bytes | None = None
+    xattrs: Mapping[bytes, bytes] = Factory(dict)
+
+
+@frozen(slots=True)
+class Renamed:
+    """The moved node, and the one that lost its name (nlink perhaps 0) or, after an exchange, changed places."""
+
+    moved: Inode
+    replaced: Inode | None
+
+
+@frozen(slots=True)
+class JournalRecord:
+    """One row of a journaled table as it is now: `values` None means the row is gone."""
+
+    table: str
+    key: tuple[int | bytes | str, ...]
+    values: tuple[int | bytes | str | None, ...] | None
+
+
+@frozen(slots=True)
+class MetadataStatistics:
+    """Counters.  `*_bytes` are plain bytes except `stored_bytes`; `commits` and `syncs` since the store was opened."""
+
+    inodes: int
+    dirty_files: int
+    dirty_chunks: int
+    dirty_bytes: int
+    clean_bytes: int
+    packs: int
+    pack_live_bytes: int
+    pack_stored_bytes: int
+    outbox_rows: int
+    commits: int
+    syncs: int
