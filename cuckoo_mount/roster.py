@@ -97,10 +97,14 @@ class Roster:
         async with self._lock:
             listed = {cloud.name for cloud in await self._metadata.clouds()}
             new = [cloud for cloud in self.config.clouds if cloud.name not in listed]
-            await gather([partial(self._join_quietly, cloud) for cloud in new])
+            entries = await gather([partial(self._sign_quietly, cloud) for cloud in new])
+            # One after the other, so that the list has the order of the file.
+            for cloud, entry in zip(new, entries, strict=True):
+                if isinstance(entry, CloudEntry):
+                    await self._enter(cloud, entry)
             await gather([partial(self._put_slots_quietly, name) for name in self._multifs.names])
 
-    async def _join_quietly(self, cloud: CloudConfig) -> None:
+    async def _sign_quietly(self, cloud: CloudConfig) -> CloudEntry | None:
         try:
             entry = await self._entry(_row(cloud), cloud)
             if entry.trouble:
@@ -114,8 +118,8 @@ class Roster:
             )
         except CuckooError as error:
             log.warning("%s; cloud %s is left out until that is mended", error, cloud.name)
-            return
-        await self._enter(cloud, entry)
+            return None
+        return entry
 
     async def _put_slots_quietly(self, name: CloudName) -> None:
         try:

@@ -221,3 +221,9 @@ async def test_what_is_only_in_the_metadata_stays_on_the_list(place: Place) -> N
         assert [(cloud["name"], cloud["state"], cloud["capacity_bytes"]) for cloud in drive.roster.listing()] == [
             ("a", "ok", 1 << 30)
         ]
+
+
+async def test_new_clouds_keep_the_order_of_the_file(place: Place) -> None:
+    place = evolve(place, clouds=tuple(place.cloud(name) for name in "dbca"))
+    async with place.opened() as drive:
+        assert names(drive) == ["d", "b", "c", "a"]
