@@ -23,6 +23,7 @@ LEVELS: Final[dict[str, int]] = {
     "errors": 0,
     "format": 0,
     "clock": 0,
+    "catalogue": 0,
     "locks": 0,
     "clouds": 1,
     "workers": 1,  # with processes and workerprocess, its two ends

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.types import (
     CloudName,
     CloudRow,
     Duplicate,
     Linked,
-    Location,
-    PackFill,
     PackNo,
-    PackRow,
     SealedChunk,
     ShareRow,
-    StoredVersion,
     VersionNo,
 )
 
 
-class PackMetadata(Protocol):
-    """The catalogue."""
-
-    async def begin_pack(self, pack_id: bytes) -> None:
-        """Record the intention to store a pack.  Must be made durable before its first byte is sent."""
-
-    async def pack_intents(self) -> list[bytes]:
-        """Return the ids of all packs begun and neither finished nor abandoned."""
+class PackMetadata(CollectedCatalogue, Protocol):
+    """The catalogue: also how packs are entered, and the clouds."""
 
     async def finish_pack(
         self,
@@ -62,62 +53,6 @@ class PackMetadata(Protocol):
 
         Not for one whose row names another version by now, or whose stored version died.  Held rows as `finish_pack`.
         """
-
-    async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
-        """Return the packs alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
-
-    async def versions_in(self, pack: PackNo) -> list[StoredVersion]:
-        """Return the versions that live in a pack, by offset."""
-
-    async def move_versions(
-        self,
-        pack_id: bytes,
-        policy: str,
-        size_bytes: int,
-        shares: Sequence[ShareRow],
-        moved: Sequence[SealedChunk],
-        strays: Collection[CloudName] = (),
-    ) -> Mapping[VersionNo, Location]:
-        """Enter a stored pack into which versions of other packs were sealed again; return where these are now.
-
-        A version that died meanwhile is left out; a pack that nothing is left in is dead.  Else as `finish_pack`.
-        """
-
-    async def abandon_pack(self, pack_id: bytes) -> None:
-        """Remove the intent of a pack of which nothing is stored any more."""
-
-    async def get_pack(self, number: PackNo) -> PackRow:
-        """Return a pack with its shares.  Raises: MetadataError when there is none."""
-
-    async def find_pack(self, pack_id: bytes) -> PackRow | None:
-        """Return the pack of this id, None when there is none."""
-
-    async def packs(self, limit: int, *, after: PackNo | None = None) -> list[PackRow]:
-        """Return up to `limit` packs, dead ones included, by number, from behind `after` on."""
-
-    async def dead_packs(
-        self, limit: int, *, after: PackNo | None = None, oldest_kept_epoch: int | None = None
-    ) -> list[PackRow]:
-        """Return up to `limit` dead packs, by number, from behind `after` on.
-
-        `oldest_kept_epoch`: only those that no kept epoch refers to: dead in it already, or never alive at a cut.
-        None: there are no epochs.
-        """
-
-    async def forget_shares(self, number: PackNo, clouds: Collection[CloudName]) -> None:
-        """Remove the rows of a dead pack's shares on these clouds, where they are deleted."""
-
-    async def forget_pack(self, number: PackNo) -> None:
-        """Remove the rows of a dead pack whose shares are deleted."""
-
-    async def strays(self) -> list[tuple[bytes, CloudName]]:
-        """Return (pack id, cloud) where an object may lie that no share row lists: an upload given up there."""
-
-    async def forget_stray(self, pack_id: bytes, cloud: CloudName) -> None:
-        """Remove such an entry: the cloud confirmed that nothing of the kind is there."""
-
-    async def note_unknown(self, cloud: CloudName, names: Collection[str], now_ns: int) -> dict[str, int]:
-        """Record that exactly these objects of a cloud are unknown; return since when each of them is."""
 
     async def clouds(self) -> list[CloudRow]:
         """Return the drive's clouds in the order they were added."""

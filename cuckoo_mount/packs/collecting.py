@@ -14,10 +14,10 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.clock import now_ns
 from cuckoo_mount.errors import CuckooError, MetadataError
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.packs.catalogue import CollectedCatalogue
 from cuckoo_mount.packs.choosing import SMALL, SPARSE_FILL, Batch, choose_now_and_then, choose_thoroughly
 from cuckoo_mount.packs.compaction import Compactor, Moved
 from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown

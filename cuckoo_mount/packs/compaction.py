@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
+from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.errors import DataTimeout, DataUnavailable
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
-from cuckoo_mount.packs.catalogue import CollectedCatalogue
 from cuckoo_mount.packs.choosing import Batch
 from cuckoo_mount.packs.compactjobs import save_runs
 from cuckoo_mount.packs.reader import PackReader

@@ -14,10 +14,10 @@ from typing import Final
 import trio
 from attrs import evolve, frozen
 
+from cuckoo_mount.catalogue import CollectedCatalogue, PackCatalogue
 from cuckoo_mount.errors import CloudError, FormatError
 from cuckoo_mount.format import pack_share_name, parse_pack_share_name
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.packs.catalogue import CollectedCatalogue, PackCatalogue
 from cuckoo_mount.types import CloudName, PackNo, PackRow, ShareRow
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
+from cuckoo_mount.catalogue import PackCatalogue
 from cuckoo_mount.errors import DataUnavailable
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.packs.catalogue import PackCatalogue
 from cuckoo_mount.packs.compactjobs import SaveRun, save_run
 from cuckoo_mount.packs.jobs import OpenSpec, fetch_ahead, fetch_chunk, fetch_run
 from cuckoo_mount.types import Location, PackNo, PackRow

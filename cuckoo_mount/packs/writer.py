@@ -17,13 +17,13 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from cuckoo_mount.catalogue import PackCatalogue
 from cuckoo_mount.format import ID_BYTES
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import copies_of
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
-from cuckoo_mount.packs.catalogue import PackCatalogue
 from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, ShareRow
 
 log = logging.getLogger(__name__)

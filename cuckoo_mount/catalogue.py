@@ -1,6 +1,6 @@
-"""What packs asks of the metadata: a part of metadata.base.Metadata, whose docstrings are binding.
+"""What packs asks of the metadata, as protocols; metadata/basepacks.py builds on them.
 
-Used by packs/*.  Declared here because packs and metadata are neighbours that do not import each other.
+Used by packs/* and metadata/*, which are neighbours that do not import each other.  The rules of metadata/base.py hold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PackCatalogue(Protocol):
     """The methods of Metadata about packs and durability."""
 
     async def begin_pack(self, pack_id: bytes) -> None:
-        """Record the intention to store a pack."""
+        """Record the intention to store a pack.  Must be made durable before its first byte is sent."""
 
     async def pack_intents(self) -> list[bytes]:
         """Return the ids of all packs begun and neither finished nor abandoned."""
@@ -39,7 +39,11 @@ class PackCatalogue(Protocol):
     async def dead_packs(
         self, limit: int, *, after: PackNo | None = None, oldest_kept_epoch: int | None = None
     ) -> list[PackRow]:
-        """Return up to `limit` dead packs that no kept epoch refers to, by number, from behind `after` on."""
+        """Return up to `limit` dead packs, by number, from behind `after` on.
+
+        `oldest_kept_epoch`: only those that no kept epoch refers to: dead in it already, or never alive at a cut.
+        None: there are no epochs.
+        """
 
     async def forget_shares(self, number: PackNo, clouds: Collection[CloudName]) -> None:
         """Remove the rows of a dead pack's shares on these clouds, where they are deleted."""
@@ -61,7 +65,7 @@ class CollectedCatalogue(PackCatalogue, Protocol):
         """Return up to `limit` packs, dead ones included, by number, from behind `after` on."""
 
     async def strays(self) -> list[tuple[bytes, CloudName]]:
-        """Return (pack id, cloud) where an object may lie that no share row lists."""
+        """Return (pack id, cloud) where an object may lie that no share row lists: an upload given up there."""
 
     async def forget_stray(self, pack_id: bytes, cloud: CloudName) -> None:
         """Remove such an entry: the cloud confirmed that nothing of the kind is there."""
@@ -70,7 +74,7 @@ class CollectedCatalogue(PackCatalogue, Protocol):
         """Record that exactly these objects of a cloud are unknown; return since when each of them is."""
 
     async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
-        """Return the packs that are alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
+        """Return the packs alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
 
     async def versions_in(self, pack: PackNo) -> list[StoredVersion]:
         """Return the versions that live in a pack, by offset."""
@@ -84,4 +88,7 @@ class CollectedCatalogue(PackCatalogue, Protocol):
         moved: Sequence[SealedChunk],
         strays: Collection[CloudName] = (),
     ) -> Mapping[VersionNo, Location]:
-        """Enter a stored pack into which versions of other packs were sealed again; return where these are now."""
+        """Enter a stored pack into which versions of other packs were sealed again; return where these are now.
+
+        A version that died meanwhile is left out; a pack that nothing is left in is dead.  Else as `finish_pack`.
+        """
