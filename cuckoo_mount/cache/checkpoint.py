@@ -111,6 +111,8 @@ class Checkpointer:
         """Make the metadata durable, then do what waited for it."""
         doomed, self._doomed = self._doomed, set()
         settled, self._settled = self._settled, set()
+        # Looked at before: what becomes clean while the disk is busy is not durably so.  It will be settled again.
+        clean = {ino for ino in settled if not await self._metadata.has_dirty(ino)}
         self._is_durable = True
         try:
             await self._metadata.make_durable()
@@ -120,7 +122,7 @@ class Checkpointer:
             self._settled |= settled
             raise
         await self._remove_files(doomed)
-        await self._settle_files(settled)
+        await self._settle_files(clean)
 
     async def _remove_files(self, doomed: set[InodeNo]) -> None:
         sealing = {frozen.ino for frozen in self._content.frozen}

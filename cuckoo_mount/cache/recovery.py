@@ -74,6 +74,15 @@ async def recover_files(metadata: Metadata, files: LocalFiles, aside_folder: Pat
     await _remove_unknown(metadata, files, in_state)
     await _remove_unknown(metadata, files, set(files.inodes(in_state=False)))
     await _forget_missing(metadata, files)
+    await _bring_back_dirty(metadata, files)
+
+
+async def _bring_back_dirty(metadata: Metadata, files: LocalFiles) -> None:
+    """Move files with unsent bytes out of the cache folder (I-13): a backup of the metadata may have been put back."""
+    for ino in list(files.inodes(in_state=False)):
+        if await metadata.has_dirty(ino) and (file := files.get(ino)) is not None:
+            log.warning("inode %d had unsent data in the cache folder", ino)
+            await files.to_state(file)
 
 
 async def _remove_unknown(metadata: Metadata, files: LocalFiles, inodes: set[InodeNo]) -> None:

@@ -161,14 +161,17 @@ class S3Cloud:
         check_prefix(prefix)
         root = self._place.prefix
         page: dict[str, object] = {}
+        last = ""
         while True:
             arguments = {"Bucket": self._place.bucket, "Prefix": root + prefix, "MaxKeys": PAGE_NAMES, **page}
             answer = self._call(prefix, partial(self._client.list_objects_v2, **arguments), reads=False)
             listed = answer.get("Contents", [])
             for entry in listed:
                 name = entry["Key"][len(root) :]
-                if is_object_name(name):
+                # rclone lists an object twice after it was stored twice at the same time.
+                if is_object_name(name) and name != last:
                     yield ObjectInfo(name, entry["Size"])
+                last = name
             if not answer.get("IsTruncated"):
                 return
             token = answer.get("NextContinuationToken")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -206,3 +207,50 @@ def test_kills_on_three_servers(make_pool: MakePool, three_servers: ThreeServers
     for proxy in three_servers.proxies.values():
         proxy.break_requests(Fault("delay", methods=("PUT",), seconds=0.05))
     kill_again_and_again(make_pool(three_servers.places, redundancy=str(COPIES), deadline_s=1200), kills=25)
+
+
+@pytest.mark.long
+def test_an_upload_that_arrives_after_its_pack_was_withdrawn(make_pool: MakePool, three_servers: ThreeServers) -> None:
+    """The network still carries it when the next mount has cleared up: `gc` takes note of it, for deletion later."""
+    mount = make_pool((three_servers.weed,))
+    proxy = three_servers.proxies["weed"]
+    mount.start()
+    (mount.path / "file").write_bytes(b"content" * 1000)
+    proxy.break_requests(Fault("delay", methods=("PUT",), seconds=8.0))
+    proxy.reset()
+    asking = threading.Thread(target=ask_quietly, args=(mount,))
+    asking.start()
+    end = time.monotonic() + 30
+    while "PUT" not in proxy.counts().requests:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    mount.kill()
+    asking.join()
+    assert packs_under_way(mount) == 1
+    proxy.break_requests()
+    late = next(target for method, target in proxy.requests() if method == "PUT")
+    mount.start()
+    assert not has_arrived(three_servers.weed, late)
+    while not has_arrived(three_servers.weed, late):
+        assert time.monotonic() < end, "it never arrived: the test proved nothing"
+        time.sleep(0.1)
+    mount.sync()
+    mount.cuckoo("gc")
+    mount.umount()
+    inventory = take_inventory(mount)
+    print(inventory)
+    assert len(inventory.orphans) == 1
+    with closing(sqlite3.connect(mount.paths.state / METADATA_FILE)) as database:
+        noted = {f"{cloud} {name}" for cloud, name in database.execute("SELECT cloud, name FROM unknown_object")}
+    assert set(inventory.orphans) == noted
+
+
+def has_arrived(place: Place, target: str) -> bool:
+    """Return whether the object that a request was about is stored."""
+    return any(target.endswith(name) for name in place.packs())
+
+
+def ask_quietly(mount: PoolMount) -> None:
+    """Ask for a sync whose answer never comes."""
+    with suppress(OSError):
+        ask_for_sync(mount)
