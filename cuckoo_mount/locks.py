@@ -58,6 +58,33 @@ class Flights(Generic[K]):
                 raise flight.error
 
 
+class Gate:
+    """Open, or closed for a moment: whoever comes then waits until it is open again."""
+
+    def __init__(self) -> None:
+        self._opened = trio.Event()
+        self._opened.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has to wait."""
+        return self._opened.is_set()
+
+    def close(self) -> None:
+        """Let nobody through until `open`; it must be open."""
+        assert self.is_open, "the gate is closed already"
+        self._opened = trio.Event()
+
+    def open(self) -> None:
+        """Let everyone through who waits, and who comes."""
+        self._opened.set()
+
+    async def wait(self) -> None:
+        """Return when the gate is open.  Checkpoint only if it is closed; it may be closed again, so look."""
+        if not self.is_open:
+            await self._opened.wait()
+
+
 class Pulse:
     """A level that tasks wait for to change: every `beat` wakes all who wait now."""
 

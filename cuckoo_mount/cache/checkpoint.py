@@ -9,6 +9,8 @@ Invariants: I-2, I-5, I-12, I-13.
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -88,6 +90,12 @@ class Checkpointer:
     async def checkpoint(self) -> None:
         """Do it for every file, and make all of the metadata durable.  Raises: OSError, MetadataError."""
         self.checkpoints += 1
+        await self.enter_pending()
+        await self.make_durable()
+
+    async def enter_pending(self) -> None:
+        """Do it for every file, but for what is made durable: the rows are in the metadata, and may go with a power
+        cut."""
         pending = [state for state in self._content.states.values() if state.is_pending and not state.removed]
         if pending:
             snapshots = [state.snapshot() for state in pending]
@@ -98,7 +106,6 @@ class Checkpointer:
                     await self.sync_file(state)  # overtaken; who called wants it all the same
                 if number % _BATCH == 0:
                     await trio.lowlevel.checkpoint()
-        await self.make_durable()
 
     async def _sync_bytes(self, states: list[FileState]) -> None:
         if len(states) > FEW_FILES:
@@ -122,14 +129,15 @@ class Checkpointer:
             self._settled |= settled
             raise
         await self._remove_files(doomed)
+        await self._trim_files()
         await self._settle_files(clean)
 
     async def _remove_files(self, doomed: set[InodeNo]) -> None:
-        sealing = {frozen.ino for frozen in self._content.frozen}
         for number, ino in enumerate(doomed):
-            if ino in sealing or self._files.is_busy(ino):
+            if ino in self._content.frozen or self._files.is_busy(ino):
                 self._doomed.add(ino)
                 continue
+            self._content.untrimmed.discard(ino)
             self._files.remove(ino)
             if number % _BATCH == 0:
                 await trio.lowlevel.checkpoint()
@@ -140,12 +148,28 @@ class Checkpointer:
         for number, ino in enumerate(settled):
             state = self._content.states.get(ino)
             file = self._files.get(ino)
+            if ino in self._content.frozen:
+                continue  # the thaw settles it again
             if file is None or (state is not None and (state.is_pending or state.writers)):
                 continue  # the end of writing settles it again
             if not await self._metadata.has_dirty(ino):
                 await self._files.to_cache(file)
             if number % _BATCH == 0:
                 await trio.lowlevel.checkpoint()
+
+    async def _trim_files(self) -> None:
+        """Give back the room behind the ends of files that were cut while something of them was frozen."""
+        for ino in list(self._content.untrimmed):
+            state = self._content.states.get(ino)
+            file = self._files.get(ino)
+            if ino in self._content.frozen or (state is not None and (state.is_pending or state.writers)):
+                continue
+            self._content.untrimmed.discard(ino)
+            with suppress(StaleInode):
+                # As nothing is pending and nobody is just cutting it, its size is the whole truth, and durable.
+                inode = await self._metadata.get_inode(ino)
+                if file is not None and file.moving is None and os.fstat(file.fd).st_size > inode.size_bytes:
+                    os.ftruncate(file.fd, inode.size_bytes)
 
     async def run(self) -> None:
         """Commit every second, checkpoint every two while something is pending; until cancelled.
@@ -171,7 +195,8 @@ class Checkpointer:
                 log.error("the local disk refused a checkpoint: %s; trying again", error)
 
     def _has_work(self) -> bool:
-        return bool(self._doomed or self._settled) or any(s.is_pending for s in self._content.states.values())
+        waiting = any(ino not in self._content.frozen for ino in self._doomed)
+        return waiting or bool(self._settled) or any(s.is_pending for s in self._content.states.values())
 
     async def _touch(self) -> None:
         touched, self._content.touched = self._content.touched, set()

@@ -22,15 +22,28 @@ async def check_cache(content: Content) -> list[str]:
     for ino in sorted(inodes):
         for row in await content.metadata.chunk_rows(ino, ChunkIndex(0), _ALL):
             problems += _check_row(content, ino, row)
-    for frozen in content.frozen:
-        if frozen.is_aside and os.stat(content.frozen.aside_path(frozen.version)).st_size != frozen.length_bytes:
-            problems.append(f"I-7: the copy aside of version {frozen.version} is incomplete")
+    problems += _check_frozen(content)
     limits = content.pressure.limits
     top = limits.limit_bytes + limits.overshoot_bytes + (64 << 20)
     if content.pressure.used_bytes > top:
         problems.append(f"I-18: {content.pressure.used_bytes} bytes are held, the limit is {limits.limit_bytes}")
     if content.pressure.pending_bytes != sum(state.extra_bytes for state in content.states.values()):
         problems.append("I-18: the account of pending bytes does not add up")
+    return problems
+
+
+def _check_frozen(content: Content) -> list[str]:
+    problems = []
+    for frozen in content.frozen:
+        where = f"version {frozen.version} (inode {frozen.ino} chunk {frozen.index})"
+        path = content.frozen.aside_path(frozen.version)
+        if frozen.is_aside and os.stat(path).st_size != frozen.length_bytes:
+            problems.append(f"I-7: the copy aside of {where} is incomplete")
+        if not frozen.is_aside and not os.path.exists(content.files.path(frozen.ino, in_state=True)):
+            problems.append(f"I-7: {where} is frozen, and its bytes are neither here nor aside")
+    displaced = sum(frozen.length_bytes for frozen in content.frozen if frozen.is_displaced)
+    if displaced != content.pressure.displaced_bytes:
+        problems.append("I-18: the account of displaced bytes does not add up")
     return problems
 
 

@@ -6,7 +6,7 @@ Used by parted/ and drive.py.  Loop only.  Builds its parts and runs their tasks
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,19 +15,22 @@ from attrs import evolve, frozen
 
 from cuckoo_mount.cache.checkpoint import Checkpointer
 from cuckoo_mount.cache.checks import check_cache
+from cuckoo_mount.cache.completing import Completer
 from cuckoo_mount.cache.content import Content
+from cuckoo_mount.cache.cutting import ContentCut, Cutter, Moment
 from cuckoo_mount.cache.eviction import Evictor
 from cuckoo_mount.cache.fetching import ChunkReader
 from cuckoo_mount.cache.files import LocalFiles
 from cuckoo_mount.cache.placing import note_moved
 from cuckoo_mount.cache.pressure import CacheLimits, Pressure
 from cuckoo_mount.cache.recovery import begin_session, end_session, prepare_folder, recover_files
+from cuckoo_mount.cache.sending import PackSender
 from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import Inode, InodeNo, Location, VersionNo
+from cuckoo_mount.types import ChunkIndex, Inode, InodeNo, Location, VersionNo
 
 
 @frozen(slots=True)
@@ -84,7 +87,14 @@ class ChunkCache:
             unverified_tick=ticks[1],
         )
         self._checkpointer: Final = Checkpointer(self._content)
-        self._writeback: Final = WriteBack(self._content, self._checkpointer, writer)
+        completer = Completer(self._content, self._checkpointer, reader)
+        self._sender: Final = PackSender(self._content, writer)
+        self._writeback: Final = WriteBack(
+            self._content, self._checkpointer, self._sender, completer, pack_size_bytes=writer.pack_size_bytes
+        )
+        self._cutter: Final = Cutter(
+            self._content, self._checkpointer, self._writeback, self._sender, completer, writer
+        )
         self._evictor: Final = Evictor(self._content, self._checkpointer)
 
     @asynccontextmanager
@@ -181,6 +191,14 @@ class ChunkCache:
         """Return when everything written before is on clouds; waits as long as that takes."""
         await self._writeback.send_all()
 
+    def cut(self, epoch: int, at_moment: Moment) -> AbstractAsyncContextManager[ContentCut]:
+        """Freeze all that is dirty at one moment, to bring it to the clouds as it was then.  See `Cutter.cut`."""
+        return self._cutter.cut(epoch, at_moment)
+
+    def retry_sending(self) -> None:
+        """Try again now what clouds would not take: one of them is back."""
+        self._writeback.retry()
+
     async def purge(self, ino: InodeNo) -> None:
         """Remove a node without names and uses, and its content."""
         state = self._content.states.get(ino)
@@ -188,10 +206,12 @@ class ChunkCache:
             async with state.rows_lock:
                 state.removed = True
                 await self._metadata.purge_inode(ino)
+                self._content.frozen.displace(ino, ChunkIndex(0))
             self._content.settle_account(state)
             self._content.forget_idle(state)
         else:
             await self._metadata.purge_inode(ino)
+            self._content.frozen.displace(ino, ChunkIndex(0))
         self._checkpointer.doom(ino)
 
     def note_moved(self, places: Mapping[VersionNo, Location]) -> None:
@@ -218,8 +238,8 @@ class ChunkCache:
             evicted_bytes=self._evictor.evicted_bytes,
             checkpoints=self._checkpointer.checkpoints,
             file_syncs=self._checkpointer.file_syncs,
-            packs_sent=self._writeback.packs_sent,
-            last_error=str(self._writeback.last_error or ""),
+            packs_sent=self._sender.packs_sent,
+            last_error=str(self._sender.last_error or ""),
         )
 
     async def check_invariants(self) -> list[str]:

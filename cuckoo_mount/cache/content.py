@@ -1,7 +1,8 @@
 """Bytes of files: read, write and truncate over local files and clouds.
 
 Used by chunkcache.py.  Loop only; the rules are those of docs/concurrency.md: a write is one synchronous step after
-its preparation, a read waits for absent chunks and looks again, a fetch lands only where a chunk is still absent.
+its preparation, before which it waits while a cut is about to be made; a read waits for absent chunks and looks again;
+a fetch lands only where a chunk is still absent.
 Invariants: I-2, I-3, I-4, I-7.
 """
 
@@ -29,6 +30,7 @@ from cuckoo_mount.cache.state import (
 )
 from cuckoo_mount.cache.versions import VersionNumbers
 from cuckoo_mount.clock import now_ns
+from cuckoo_mount.locks import Gate
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo
 
@@ -52,7 +54,11 @@ class Content:
         self.files: Final = files
         self.pressure: Final = pressure
         self.states: dict[InodeNo, FileState] = {}
-        self.frozen: Final = FrozenChunks(files, aside_folder)
+        self.frozen: Final = FrozenChunks(files, aside_folder, pressure)
+        self.gate: Final = Gate()
+        """Closed for a moment before a cut: meanwhile no byte and no size changes."""
+        self.untrimmed: set[InodeNo] = set()
+        """Files that became shorter than their local files, which could not be cut because of frozen versions."""
         self.versions: Final = VersionNumbers(metadata)
         self.evicting: set[tuple[InodeNo, ChunkIndex]] = set()
         self.touched: set[tuple[InodeNo, ChunkIndex]] = set()
@@ -249,11 +255,14 @@ class Content:
         Never waits for a cloud, apart from the throttle (pressure.py).  Raises: NoSpace; OSError of the local disk
         (some bytes may then have changed).
         """
-        await self.pressure.admit(len(data))
         spans = chunk_spans(offset, len(data))
         if not spans:
             return
+        await self.pressure.admit(len(data) + self.frozen.copy_cost(state.ino, [index for index, _, _ in spans]))
         while True:
+            if not self.gate.is_open:
+                await self.gate.wait()
+                continue
             await self.load(state, spans[0][0], spans[-1][0])
             if not self.versions.has(len(spans)):
                 await self.versions.reserve(len(spans))
@@ -263,9 +272,10 @@ class Content:
                 await self.prepare_file(state)
                 continue
             promised = [index for index, _, _ in spans if (slot := state.slots.get(index)) and slot.promised]
-            if not promised:
+            if promised:
+                await self.unpromise(state, promised)
+            elif self.gate.is_open:
                 break
-            await self.unpromise(state, promised)
         # No checkpoint until the end.
         try:
             for index, start, _ in spans:

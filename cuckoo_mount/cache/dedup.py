@@ -1,13 +1,13 @@
 """Not sending what is stored already: chunks with the bytes of a stored version are pointed at it.
 
-Used by writeback.py.  Loop only.  A chunk's digest is known once it was read to be sealed: so a pack is built, its
+Used by sending.py.  Loop only.  A chunk's digest is known once it was read to be sealed: so a pack is built, its
 digests are looked up, and where that pays the pack is built again, under a new id, without the duplicates.
 Within one policy only, and only versions that can be read now.  Invariants: I-1, I-8, I-10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -17,7 +17,7 @@ from cuckoo_mount.cache.frozen import Frozen
 from cuckoo_mount.cache.placing import note_linked
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import CHUNK_SIZE_BYTES, DirtyChunk, Duplicate, VersionNo
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, Duplicate, Linked, VersionNo
 
 WORTH_PART: Final = 16
 """A pack is built again when at least 1/16 of it is duplicates, …"""
@@ -36,28 +36,41 @@ class Deduplicator:
         self._metadata = content.metadata
         self._writer = writer
 
-    async def build(self, batch: Sequence[Frozen]) -> BuiltPack | None:
+    async def build(
+        self, batch: Sequence[Frozen], note: Callable[[Sequence[Linked]], None] | None = None
+    ) -> BuiltPack | None:
         """Return a pack of these frozen chunks, without those that are clean now because their bytes are stored.
 
-        None: that are all of them.  Checkpoint.  Raises: as `PackWriter.build`.
+        None: that are all of them.  `note`: told of them in the same step.  Checkpoint.  Raises: as `PackWriter.build`.
         """
         sources = [self._source(frozen) for frozen in batch]
         built = await self._writer.build(sources)
-        duplicates = await self._find(built)
+        try:
+            duplicates = await self._find(built)
+        except BaseException:  # cancellation, too
+            self._writer.leave(built)
+            raise
         if not duplicates:
             return built
         await self._writer.discard(built)
-        linked = await self.link(duplicates, batch)
+        linked = await self.link(duplicates, batch, note)
         left = [source for source in sources if source.chunk.version not in linked]
         return await self._writer.build(left) if left else None
 
-    async def link(self, duplicates: Sequence[Duplicate], batch: Sequence[Frozen]) -> set[VersionNo]:
+    async def link(
+        self,
+        duplicates: Sequence[Duplicate],
+        batch: Sequence[Frozen],
+        note: Callable[[Sequence[Linked]], None] | None = None,
+    ) -> set[VersionNo]:
         """Let chunks of the batch name the stored versions that they repeat; return those for which it was done."""
         linked: set[VersionNo] = set()
         for start in range(0, len(duplicates), _STEP):
             overwritten = self.overwritten(batch)
             done = await self._metadata.link_duplicates(duplicates[start : start + _STEP], overwritten)
             note_linked(self._content, done)
+            if note is not None:
+                note(done)
             linked.update(link.chunk.version for link in done)
             self.linked_bytes += sum(link.chunk.length_bytes for link in done)
             await trio.lowlevel.checkpoint()
@@ -88,10 +101,9 @@ class Deduplicator:
         return found
 
     def _source(self, frozen: Frozen) -> ChunkSource:
-        chunk = DirtyChunk(frozen.ino, frozen.index, frozen.version, frozen.length_bytes)
         path = self._content.files.path(frozen.ino, in_state=True)
         aside = self._content.frozen.aside_path(frozen.version)
-        return ChunkSource(chunk, path, frozen.index * CHUNK_SIZE_BYTES, aside)
+        return ChunkSource(frozen.chunk, path, frozen.index * CHUNK_SIZE_BYTES, aside)
 
     def _is_overwritten(self, frozen: Frozen) -> bool:
         state = self._content.states.get(frozen.ino)

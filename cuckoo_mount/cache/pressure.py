@@ -44,13 +44,15 @@ class CacheLimits:
 class Pressure:
     """The account.  `held_bytes` tells what the metadata counts, `pending_bytes` is kept here.
 
-    `coming_bytes`: what is being fetched ahead; eviction makes room for it before it comes.
+    `coming_bytes`: what is being fetched ahead; eviction makes room for it before it comes.  `displaced_bytes`: frozen
+    versions that files do not consist of any more (frozen.py); they go as they are stored.
     """
 
     def __init__(self, limits: CacheLimits, folder: Path, held_bytes: Callable[[], int]) -> None:
         self.limits: Final = limits
         self.pending_bytes = 0
         self.coming_bytes = 0
+        self.displaced_bytes = 0
         self.room = Pulse()
         self.need = trio.Event()
         self._folder = folder
@@ -61,7 +63,7 @@ class Pressure:
     @property
     def used_bytes(self) -> int:
         """Bytes in local files, as far as they are accounted for."""
-        return self._held_bytes() + self.pending_bytes
+        return self._held_bytes() + self.pending_bytes + self.displaced_bytes
 
     @property
     def is_high(self) -> bool:

@@ -20,6 +20,8 @@ async def set_size(content: Content, state: FileState, size_bytes: int, now_ns: 
 
     Raises: StaleInode, MetadataError.
     """
+    while not content.gate.is_open:
+        await content.gate.wait()
     if size_bytes >= state.size_bytes:
         state.size_bytes = size_bytes
         state.note_change(now_ns)
@@ -52,6 +54,9 @@ async def _shrink_rows(content: Content, state: FileState, size_bytes: int, now_
         state.truncations += 1
         state.size_bytes = size_bytes
         state.slots = {i: slot for i, slot in state.slots.items() if i < first_removed}
+        content.frozen.displace(state.ino, first_removed)
+        if boundary is not None:
+            content.frozen.displace_chunk(state.ino, boundary_index)
         slot = state.slots.get(boundary_index)
         if cut and slot is not None:
             _cut_slot(content, state, slot, boundary, cut)
@@ -120,7 +125,10 @@ def _cut_local_file(content: Content, state: FileState, size_bytes: int) -> None
     file = content.files.get(state.ino)
     if file is None or state.size_bytes > size_bytes or any(i > last for i in state.slots) or file.moving is not None:
         return
-    content.frozen.copy_aside(state.ino, [f.index for f in content.frozen if f.ino == state.ino and f.index >= index])
+    if content.frozen.needs_local(state.ino, ChunkIndex(index)):
+        # Not copied aside: it may be the whole of a large file.  What lies there is nobody's, like all behind an end.
+        content.untrimmed.add(state.ino)
+        return
     content.evicting -= {(ino, i) for ino, i in content.evicting if ino == state.ino and i >= index}
     if os.fstat(file.fd).st_size > size_bytes:
         os.ftruncate(file.fd, size_bytes)

@@ -52,6 +52,10 @@ class DriveKeys:
             raise ValueError(f"a pack id has {ID_BYTES} bytes, not {len(pack_id)}")
         return _derive(PACK_KEY_CONTEXT, self.drive_key + pack_id)
 
+    def derive(self, context: str, material: bytes = b"") -> bytes:
+        """Return the 32-byte key for one more purpose, from the drive key and `material`; `context` names it."""
+        return _derive(context, self.drive_key + material)
+
     def chunk_digest(self, plain: bytes | memoryview) -> bytes:
         """Return the keyed hash of plain bytes: of a chunk, or of a pack's index."""
         return blake3(plain, key=self.chunk_id_key).digest()

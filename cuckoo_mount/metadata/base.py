@@ -9,12 +9,13 @@ Names are bytes and already validated.  Times are nanoseconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cuckoo_mount.metadata.basecontent import ContentMetadata
 from cuckoo_mount.metadata.basenames import NameMetadata
 from cuckoo_mount.metadata.basepacks import PackMetadata
+from cuckoo_mount.metadata.cut import Cut
 from cuckoo_mount.metadata.records import JournalRecord, MetadataStatistics
 
 
@@ -51,6 +52,22 @@ class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
         Calls at the same time share one disk flush.  Raises: MetadataError when the disk refused; then the store is
         read-only until it is opened again.
         """
+
+    async def open_cut(self) -> Cut:
+        """Prepare a cut: whatever blocks is done here.  Checkpoint.  The caller closes it, in a thread.
+
+        Raises: MetadataError.
+        """
+
+    async def take_cut(self, cut: Cut) -> int:
+        """Take the cut now: mark the outbox, commit, let `cut` see exactly this state; return the mark.
+
+        Never waits, so that it is one step with the freezing of what is dirty.  Not durable: `make_durable` comes
+        before anything of the cut is sent, else a power cut leaves a store that is older than its clouds.
+        """
+
+    async def clear_outbox(self, mark: int, local: Mapping[str, str]) -> None:
+        """Remove the outbox rows of a cut that reached the clouds, and set settings of this copy, in one change."""
 
     async def journal(self, limit: int) -> list[JournalRecord]:
         """Return up to `limit` rows of the outbox with the present values of what they name, oldest first."""

@@ -14,7 +14,9 @@ from cuckoo_mount.types import (
     Inode,
     InodeChanges,
     InodeNo,
+    Location,
     PackNo,
+    Partial,
     VersionNo,
 )
 
@@ -67,6 +69,15 @@ class ContentMetadata(Protocol):
 
     async def partial_chunks(self, limit: int) -> list[tuple[InodeNo, ChunkIndex]]:
         """Return up to `limit` dirty chunks whose base is still missing here."""
+
+    async def dirty_versions(self) -> list[tuple[InodeNo, ChunkIndex, VersionNo, int]]:
+        """Return (inode, index, version, length) of every dirty chunk, incomplete ones included, oldest version first.
+
+        Plain rows, because there may be very many and the caller is in a hurry: about 1 µs for each.
+        """
+
+    async def partial_versions(self) -> dict[VersionNo, tuple[Partial, Location]]:
+        """Return what is missing under each incomplete dirty version, and where that base is stored."""
 
     async def absent_neighbours(self, pack: PackNo, start: int, end: int, limit: int) -> list[AbsentChunk]:
         """Return up to `limit` chunks stored in `pack` at offsets start ≤ offset < end and not held here, by offset.

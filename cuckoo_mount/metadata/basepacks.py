@@ -30,12 +30,22 @@ class PackMetadata(CollectedCatalogue, Protocol):
         sealed: Sequence[SealedChunk],
         overwritten: Collection[VersionNo],
         strays: Collection[CloudName] = (),
+        epoch: int | None = None,
     ) -> PackNo:
         """Enter a stored pack: location rows for the versions still named, pack and share rows; the intent goes.
 
         Chunks held dirty become clean, or, if their version is in `overwritten` (the local bytes are newer already),
         are no longer held.  A pack in which nothing is named any more is entered as dead.
         `strays`: clouds that may hold a share that `shares` does not list, see `strays()`.
+        `epoch`: the one whose cut these versions belong to, if it is not the one being written: it names them all, also
+        those that no row names any more.  So even a pack that is dead at once stays until that epoch is not kept.
+        """
+
+    async def enter_epoch(self, number: int) -> None:
+        """Say that all that was changed so far belongs to epoch `number`, what follows to `number` + 1.
+
+        In the transaction that ends with the cut's commit.  When a cut was given up and its number is used again, what
+        was born or died since then is taken to have done so before this cut: no epoch knows otherwise.
         """
 
     async def find_duplicates(

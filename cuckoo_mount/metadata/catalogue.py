@@ -24,6 +24,7 @@ from cuckoo_mount.types import (
 )
 
 SETTINGS_SQL = "SELECT key, value FROM setting WHERE substr(key, 1, length(?)) = ? ORDER BY key"
+LOCAL_SETTINGS_SQL = SETTINGS_SQL.replace("FROM setting", "FROM local_setting")
 _PACK_COLUMNS = "number, pack_id, policy, size, live, used, dead_epoch"
 _LAST_EPOCH: Final = (1 << 63) - 1
 
@@ -53,9 +54,10 @@ class Catalogue(Sharing):
         sealed: Sequence[SealedChunk],
         overwritten: Collection[VersionNo],
         strays: Collection[CloudName] = (),
+        epoch: int | None = None,
     ) -> PackNo:
         with self._db.change:
-            number = self._enter_pack(pack_id, policy, size_bytes, shares, strays)
+            number = self._enter_pack(pack_id, policy, size_bytes, shares, strays, epoch)
             live = used = 0
             for item in sealed:
                 if self._place(number, item, overwritten):
@@ -63,6 +65,15 @@ class Catalogue(Sharing):
                     used += item.length_bytes
             self._fill(number, live, used)
         return number
+
+    async def enter_epoch(self, number: int) -> None:
+        with self._db.change:
+            if self._epoch() > number:
+                # Not only in name: a pack with born_epoch = dead_epoch may be deleted at once (`dead_packs`), so a
+                # pack that is alive in this epoch must not count as born in the next one.
+                self._db.run("UPDATE pack SET dead_epoch = ? WHERE dead_epoch > ?", (number, number))
+                self._db.run("UPDATE pack SET born_epoch = ? WHERE born_epoch > ?", (number, number))
+            self._put_setting("local_setting", "epoch", str(number + 1))
 
     async def move_versions(
         self,
@@ -87,6 +98,7 @@ class Catalogue(Sharing):
         size_bytes: int,
         shares: Sequence[ShareRow],
         strays: Collection[CloudName],
+        epoch: int | None = None,
     ) -> PackNo:
         """Turn an intent into the rows of a pack in which nothing lives yet; `_fill` must follow."""
         begun = self._db.run("DELETE FROM pack_intent WHERE pack_id = ?", (pack_id,))
@@ -94,7 +106,7 @@ class Catalogue(Sharing):
         number = self._db.take("pack")
         self._db.run(
             "INSERT INTO pack (number, pack_id, policy, size, live, used, born_epoch) VALUES (?, ?, ?, ?, 0, 0, ?)",
-            (number, pack_id, policy, size_bytes, self._epoch()),
+            (number, pack_id, policy, size_bytes, self._epoch() if epoch is None else epoch),
         )
         length = share_length_bytes(policy, size_bytes)
         for share in shares:

@@ -58,6 +58,10 @@ _ADD_HELD: Final = """
 _DIRTY: Final = """
     SELECT h.ino, h.idx, h.version, h.length FROM held h WHERE h.dirty = 1
     AND NOT EXISTS (SELECT 1 FROM partial p WHERE p.ino = h.ino AND p.idx = h.idx) ORDER BY h.version"""
+_ALL_DIRTY: Final = "SELECT ino, idx, version, length FROM held WHERE dirty = 1 ORDER BY version"
+_PARTIAL: Final = """
+    SELECT h.version, p.base, p.base_bytes, p.ranges, b.pack, b.offset, b.length, b.plain, b.digest
+    FROM partial p JOIN held h ON h.ino = p.ino AND h.idx = p.idx JOIN version b ON b.version = p.base"""
 _NAMED_OFTEN: Final = 16
 """A version that more rows name is not brought here for all of them when one of its neighbours is read."""
 _ABSENT: Final = """
@@ -190,6 +194,18 @@ class Content(Nodes, Versions):
     async def partial_chunks(self, limit: int) -> list[tuple[InodeNo, ChunkIndex]]:
         rows = self._db.rows("SELECT ino, idx FROM partial ORDER BY ino, idx LIMIT ?", (limit,))
         return [(InodeNo(ino), ChunkIndex(index)) for ino, index in rows]
+
+    async def dirty_versions(self) -> list[tuple[InodeNo, ChunkIndex, VersionNo, int]]:
+        return self._db.rows(_ALL_DIRTY)
+
+    async def partial_versions(self) -> dict[VersionNo, tuple[Partial, Location]]:
+        return {
+            VersionNo(version): (
+                Partial(VersionNo(base), base_bytes, tuple(struct.iter_unpack("<II", ranges))),
+                Location(PackNo(number), *place),
+            )
+            for version, base, base_bytes, ranges, number, *place in self._db.rows(_PARTIAL)
+        }
 
     async def absent_neighbours(self, pack: PackNo, start: int, end: int, limit: int) -> list[AbsentChunk]:
         found = self._db.rows(_ABSENT, (pack, start, end, _NAMED_OFTEN, limit))

@@ -244,7 +244,7 @@ class Database:
         changes = self._connection.total_changes()
         passed = changes - self._outbox_seen
         if self._outbox_seen < 0 or (passed and (self._outbox_rows < 4096 or passed > self._outbox_rows // 16)):
-            ((self._outbox_rows,),) = self.rows("SELECT count(*) FROM outbox")
+            ((self._outbox_rows,),) = self.rows("SELECT count(*) FROM outbox WHERE tbl > 0")
             self._outbox_seen = changes
         return self._outbox_rows
 

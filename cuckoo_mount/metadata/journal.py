@@ -1,7 +1,8 @@
 """The outbox: which journaled rows changed, what they are now, and how they are put into another store.
 
-Used by store.py.  Runs in the loop, never waits.  The triggers of schema.py fill the outbox (I-14); here it is read and
-emptied.
+Used by store.py.  Runs in the loop, never waits but to prepare a cut.  The triggers of schema.py fill the outbox
+(I-14); here it is read and emptied.  What goes to the clouds is read by cut.py and put into other stores by replay.py;
+`journal`, `clear_journal` and `replay` do the same for a few rows of an open store, without counting anything anew.
 """
 
 from __future__ import annotations
@@ -9,19 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import trio
+
 from cuckoo_mount.errors import MetadataError
+from cuckoo_mount.metadata.cut import Cut, open_cut
 from cuckoo_mount.metadata.database import Part, Value
 from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.schema import JOURNALED, JournaledTable
 
 _BY_NUMBER: Final[Mapping[int, JournaledTable]] = {table.number: table for table in JOURNALED}
 _BY_NAME: Final[Mapping[str, JournaledTable]] = {table.name: table for table in JOURNALED}
-_NUMBERED: Final = (
+NUMBERED: Final = (
     ("inode", "SELECT max(ino) FROM inode"),
     ("cookie", "SELECT max(cookie) FROM dentry"),
     ("version", "SELECT max(version) FROM (SELECT version FROM chunk UNION ALL SELECT version FROM version)"),
     ("pack", "SELECT max(number) FROM pack"),
 )
+_MARK_SQL: Final = """
+    INSERT INTO outbox (tbl, k1, k2) SELECT 0, coalesce(max(seq), 0) + 1, 0 FROM outbox RETURNING seq"""
+PUT_LOCAL_SQL: Final = """
+    INSERT INTO local_setting (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
 
 
 class Journal(Part):
@@ -29,7 +37,9 @@ class Journal(Part):
 
     async def journal(self, limit: int) -> list[JournalRecord]:
         records = []
-        for number, first, second in self._db.rows("SELECT tbl, k1, k2 FROM outbox ORDER BY seq LIMIT ?", (limit,)):
+        for number, first, second in self._db.rows(
+            "SELECT tbl, k1, k2 FROM outbox WHERE tbl > 0 ORDER BY seq LIMIT ?", (limit,)
+        ):
             table = _BY_NUMBER[number]
             key: tuple[int | bytes | str, ...] = (first, second)[: len(table.keys)]
             records.append(JournalRecord(table.name, key, self._db.row(table.select_sql, key)))
@@ -46,6 +56,27 @@ class Journal(Part):
                 table = _BY_NAME[record.table]
                 if self._db.row(table.select_sql, record.key) == record.values:
                     self._leave_outbox(table, record.key)
+
+    async def open_cut(self) -> Cut:
+        return await trio.to_thread.run_sync(open_cut, self._db.path)
+
+    async def take_cut(self, cut: Cut) -> int:
+        """As the protocol says.
+
+        The mark keeps its place at the end of the outbox: without it a row that changes again while it is the last one
+        would get the same `seq` once more, and `clear_outbox` would take the newer change for the one in the cut.
+        """
+        self._db.ready()
+        ((mark,),) = self._db.rows(_MARK_SQL)
+        self._db.commit()
+        cut.begin(mark)
+        return int(mark)
+
+    async def clear_outbox(self, mark: int, local: Mapping[str, str]) -> None:
+        with self._db.change:
+            self._db.run("DELETE FROM outbox WHERE seq <= ?", (mark,))
+            for key, value in local.items():
+                self._db.run(PUT_LOCAL_SQL, (key, value))
 
     async def replay(self, records: Sequence[JournalRecord]) -> None:
         """Make the rows what `records`, in their order, say; they do not enter the outbox, and sequences go past them.
@@ -65,7 +96,7 @@ class Journal(Part):
                 else:
                     raise MetadataError(f"the journal has {len(values)} values for a row of {table.name}")
                 self._leave_outbox(table, record.key)
-            for name, sql in _NUMBERED:
+            for name, sql in NUMBERED:
                 self._db.run(f"UPDATE sequence SET next = max(next, coalesce(({sql}), 0) + 1) WHERE name = ?", (name,))
         self._db.forget_reserves()
         self._db.forget_counters()

@@ -58,11 +58,16 @@ def make_schema(connection: apsw.Connection, fill: Callable[[apsw.Connection], N
 
 def make_triggers(connection: apsw.Connection) -> None:
     """Make the triggers of all journaled tables anew; part of the caller's transaction."""
-    for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        connection.execute(f'DROP TRIGGER "{name}"')
+    drop_triggers(connection)
     for table in JOURNALED:
         for _, statement in table.triggers():
             connection.execute(statement)
+
+
+def drop_triggers(connection: apsw.Connection) -> None:
+    """Drop all triggers; part of the caller's transaction, which makes them anew before it ends."""
+    for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        connection.execute(f'DROP TRIGGER "{name}"')
 
 
 def check_identity(connection: apsw.Connection, *, newest: int = SCHEMA_VERSION) -> int:

@@ -1,18 +1,20 @@
 """A look at a store's settings from outside: before any loop runs, and while another process may have the store open.
 
-Used by slots.py.  Blocks for the local disk; changes nothing, starts no thread.  What is not committed yet is not seen.
+Used by slots.py, replay.py and whoever compares a store with its clouds.
+Blocks for the local disk; changes nothing, starts no thread.  What is not committed yet is not seen.
 """
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import apsw
 
 from cuckoo_mount.errors import MetadataError
-from cuckoo_mount.metadata.catalogue import SETTINGS_SQL
+from cuckoo_mount.metadata.catalogue import LOCAL_SETTINGS_SQL, SETTINGS_SQL
 from cuckoo_mount.metadata.migrations import check_identity
 
 _PATIENCE_MS: Final = 10_000
@@ -23,10 +25,41 @@ def peek_settings(path: Path, prefix: str) -> dict[str, str]:
 
     Raises: MetadataError when there is no store, or it is damaged, not ours, or made by a newer program.
     """
+    with _open(path) as connection:
+        return dict(connection.execute(SETTINGS_SQL, (prefix, prefix)))
+
+
+def peek_local(path: Path, prefix: str) -> dict[str, str]:
+    """Return the settings of this machine's copy whose key begins with `prefix`.  Raises: as `peek_settings`."""
+    with _open(path) as connection:
+        return dict(connection.execute(LOCAL_SETTINGS_SQL, (prefix, prefix)))
+
+
+def peek_changes(path: Path) -> int:
+    """Return how many rows have changes that never were in an epoch that reached the clouds: `count_changes`.
+
+    Raises: as `peek_settings`.
+    """
+    with _open(path) as connection:
+        return count_changes(connection)
+
+
+def count_changes(connection: apsw.Connection) -> int:
+    """Return how many rows are in the outbox, and chunks dirty: 0 means that the clouds have all of it."""
+    ((changes,),) = connection.execute(
+        """SELECT (SELECT count(*) FROM outbox WHERE tbl > 0) + (SELECT count(*) FROM held WHERE dirty = 1)
+        + (SELECT count(*) FROM partial)"""
+    ).fetchall()
+    assert isinstance(changes, int), "a count is a number"
+    return changes
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[apsw.Connection]:
     try:
         with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
             connection.set_busy_timeout(_PATIENCE_MS)
             check_identity(connection)
-            return dict(connection.execute(SETTINGS_SQL, (prefix, prefix)))
+            yield connection
     except apsw.Error as error:
         raise MetadataError(f"cannot read the metadata {path}: {error}") from error

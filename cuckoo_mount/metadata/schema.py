@@ -25,6 +25,12 @@ APPLICATION_ID: Final = 0x43754B6F
 """In the header of the file: `CuKo`.  A file without it is not ours and is not touched."""
 SCHEMA_VERSION: Final = 2
 """`PRAGMA user_version` of a file with the tables below."""
+JOURNAL_SCHEMA: Final = 2
+"""The `SCHEMA_VERSION` in which a journaled table last changed: what an epoch's header says of its rows.  Whoever
+raises it teaches replay to read the older rows, and the first epoch after it is a snapshot."""
+
+FLOOR_PREFIX: Final = "sequence."
+"""In an epoch the settings with this prefix say from where on a sequence was not given yet; no store has them."""
 
 JOURNALED_TABLES: Final = """
 -- Settings of the drive: `drive_id`, `redundancy`, `encryption`, …  Their meaning is their users'.
@@ -178,7 +184,8 @@ CREATE TABLE unknown_object (
     PRIMARY KEY (cloud, name)
 ) STRICT, WITHOUT ROWID;
 
--- Which journaled rows changed since they last reached the clouds.
+-- Which journaled rows changed since they last reached the clouds.  Rows of table 0 are the marks of cuts: while one
+-- is there, whatever changes after the cut gets a higher `seq` than it.
 CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY,        -- order of the last change: a row that changes again moves to the end
     tbl INTEGER NOT NULL,           -- JournaledTable.number

@@ -89,3 +89,34 @@ async def test_deleted_settings(store: SqliteMetadata) -> None:
     assert [(record.table, record.key, record.values) for record in await store.journal(100)] == [
         ("setting", ("a.1",), None)
     ]
+
+
+async def test_a_pack_of_a_cut_outlives_what_it_was_made_for(store: SqliteMetadata) -> None:
+    """Born in the cut's epoch although entered later, so that `dead_packs` waits for the next one."""
+    ino = await make_file(store, b"f")
+    await write(store, ino, 0)
+    chunks = await store.dirty_chunks(9, ())
+    assert [row[2] for row in await store.dirty_versions()] == [chunk.version for chunk in chunks]
+    await store.enter_epoch(7)
+    await write(store, ino, 0)
+    await store.begin_pack(b"p" * 16)
+    shares = (ShareRow(0, A, DIGEST),)
+    number = await store.finish_pack(b"p" * 16, "1", 1000, shares, [sealed(c) for c in chunks], (), (), 7)
+    assert (await store.get_pack(number)).dead
+    assert await store.dead_packs(9, oldest_kept_epoch=7) == []
+    assert [pack.number for pack in await store.dead_packs(9, oldest_kept_epoch=8)] == [number]
+    assert await store.check_invariants() == []
+
+
+async def test_the_number_of_a_cut_that_was_given_up_serves_again(store: SqliteMetadata) -> None:
+    ino = await make_file(store, b"f")
+    await store.enter_epoch(7)
+    await write(store, ino, 0)
+    number = await pack_all(store, 1)
+    await store.enter_epoch(7)
+    assert await store.get_local("epoch") == "8"
+    await store.remove_link(ROOT, b"f", 1)
+    await store.purge_inode(ino)
+    assert await store.dead_packs(9, oldest_kept_epoch=7) == [], "the second cut refers to it"
+    await store.enter_epoch(7)
+    assert [pack.number for pack in await store.dead_packs(9, oldest_kept_epoch=6)] == [number], "the third does not"
