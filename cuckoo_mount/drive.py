@@ -86,6 +86,28 @@ class Drive:
         files = max(held.dirty_files, cache.pending_files)
         return Pending(files, held.dirty_chunks, held.dirty_bytes + cache.pending_bytes)
 
+    def troubles(self) -> list[dict[str, str]]:
+        """Return the clouds that are not well, as `name`, `state`, `error`; JSON-able, without secrets."""
+        return [
+            {"name": cloud.name, "state": cloud.state, "error": cloud.last_error}
+            for cloud in self._multifs.statistics()
+            if cloud.state != Condition.OK.value
+        ]
+
+    async def degraded_packs(self) -> int:
+        """Return how many packs have fewer shares than their policy wants."""
+        return await self._metadata.degraded_packs()
+
+    async def retry_clouds(self) -> None:
+        """Ask every cloud that is not up now, whatever its backoff says; if one is back, send to it at once.
+
+        For when somebody waits.  One request per cloud.  Checkpoint, raises nothing.
+        """
+        doubtful = [name for name in self._multifs.names if not self._multifs.is_up(name)]
+        await self._multifs.probe(doubtful)
+        if any(self._multifs.is_up(name) for name in doubtful):
+            self._cache.retry_sending()
+
     def _state(self) -> str:
         conditions = [cloud.state for cloud in self._multifs.statistics()]
         good = [condition == Condition.OK.value for condition in conditions]

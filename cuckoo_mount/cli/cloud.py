@@ -16,6 +16,7 @@ import click
 from attrs import evolve
 
 from cuckoo_mount.cli import cloudview, common
+from cuckoo_mount.cli.completing import complete_clouds
 from cuckoo_mount.cli.operate import Result, known_config, run_on_drive
 from cuckoo_mount.cli.places import check_place, full_url
 from cuckoo_mount.config import CloudConfig, DriveConfig, drive_paths, parse_size
@@ -38,7 +39,7 @@ class CloudGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command.  Raises: click.UsageError."""
         found = super().get_command(ctx, cmd_name)
-        if found is None:
+        if found is None and not ctx.resilient_parsing:
             raise common.no_command(cmd_name, self.commands, LATER, ctx)
         return found
 
@@ -122,7 +123,7 @@ def add(
 
 
 @command.command("set", epilog="Example:  cuckoo cloud set offsite --capacity 500GB --no-read-only")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_clouds)
 @click.option("--url", metavar="URL", help="Where the same storage is now.")
 @_settings_options
 @click.option("--read-only/--no-read-only", default=None, help="Store nothing more there, or do so again.")
@@ -185,7 +186,7 @@ def list_(drive: str, as_json: bool) -> int:
 
 
 @command.command("test", epilog="Example:  cuckoo cloud test offsite")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_clouds)
 @common.common_options
 def test(name: str, drive: str, as_json: bool) -> int:
     """Store, read and delete an object on the cloud NAME, and say how long each step took."""
@@ -203,7 +204,7 @@ def test(name: str, drive: str, as_json: bool) -> int:
 
 
 @command.command("remove", epilog="Example:  cuckoo cloud remove usb")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_clouds)
 @click.option("--lost", is_flag=True, help="Also if something lies nowhere else: it is lost then.")
 @click.option("--yes", is_flag=True, help="Do not ask before something is given up.")
 @common.common_options

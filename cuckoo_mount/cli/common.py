@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 import click
 
+from cuckoo_mount.cli.completing import complete_drives
 from cuckoo_mount.cli.logs import LEVELS, log_to_file, log_to_terminal
 from cuckoo_mount.config.paths import drive_paths, shown
 from cuckoo_mount.errors import CuckooError, UsageError
@@ -36,7 +37,12 @@ INTERRUPTED: Final = 130
 def drive_option(function: F) -> F:
     """Add --drive."""
     return click.option(
-        "--drive", default=DEFAULT_DRIVE, show_default=True, metavar="NAME", help="Which drive is meant."
+        "--drive",
+        default=DEFAULT_DRIVE,
+        show_default=True,
+        metavar="NAME",
+        shell_complete=complete_drives,
+        help="Which drive is meant.",
     )(function)
 
 

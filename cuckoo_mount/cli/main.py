@@ -10,6 +10,7 @@ import sys
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from cuckoo_mount.cli import common
 
@@ -26,9 +27,11 @@ COMMANDS: Final[dict[str, str]] = {
     "cloud": "Add, list, test, change and remove a drive's clouds.",
     "key": "Show the recovery key, change the passphrase.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
+    "destroy": "Delete a drive: its objects on every cloud, and everything of it here.",
+    "completion": "Print what makes a shell complete commands and names.",
 }
 # In the contract, not in this release.
-LATER: Final = frozenset({"recover", "fsck", "scrub", "rebalance", "destroy"})
+LATER: Final = frozenset({"recover", "fsck", "scrub", "rebalance"})
 
 
 class LazyGroup(click.Group):
@@ -44,7 +47,14 @@ class LazyGroup(click.Group):
             found: object = importlib.import_module(f"cuckoo_mount.cli.{cmd_name}").command
             assert isinstance(found, click.Command)
             return found
+        if ctx.resilient_parsing:  # at TAB there is nobody to tell
+            return None
         raise common.no_command(cmd_name, COMMANDS, LATER, ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return what TAB offers; click would import every command for its help."""
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table from what is known without importing anything."""

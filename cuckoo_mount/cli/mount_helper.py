@@ -51,7 +51,10 @@ def command(
     namespace: str | None,
     kind: str | None,
 ) -> int:
-    """Mount DRIVE at MOUNTPOINT for mount(8)."""
+    """Mount DRIVE at MOUNTPOINT for mount(8).
+
+    Exit status as mount(8) has it: 0 mounted, 1 wrong use, 2 a bug or the system, 8 interrupted, 32 not mounted.
+    """
     paths = drive_paths(drive.removeprefix("cuckoo:"))
     if fake:
         return common.DONE

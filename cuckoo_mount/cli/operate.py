@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from cuckoo_mount.cli import client, common
-from cuckoo_mount.cli.background import TerminalReporter
+from cuckoo_mount.cli.background import Reporter, TerminalReporter
 from cuckoo_mount.cli.checks import hold_drive
 from cuckoo_mount.cli.lock import LockHolder, read_holder
 from cuckoo_mount.cli.logs import log_to_file
@@ -56,12 +56,13 @@ def _find_key(config: DriveConfig, paths: DrivePaths) -> bytes:
 
 
 @contextmanager
-def hold_for_command(paths: DrivePaths) -> Iterator[None]:
+def hold_for_command(paths: DrivePaths, reporter: Reporter | None = None) -> Iterator[None]:
     """Hold the drive's lock inside the `with`; whoever meets it is told that a command has it, for now.
 
+    `reporter`: who is told what is waited for; None: the terminal.
     Raises: ConfigurationError that says who has the drive.
     """
-    with hold_drive(paths, TerminalReporter()) as lock:
+    with hold_drive(paths, reporter or TerminalReporter()) as lock:
         before = read_holder(paths.lock)
         place = before.mountpoint if before is not None else None
         # The mountpoint stays: `cuckoo status` says where the drive was mounted last.

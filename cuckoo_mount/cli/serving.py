@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -31,6 +32,7 @@ from cuckoo_mount.fuse.mount import parse_mount_options, request_stop, serve_mou
 
 log = logging.getLogger(__name__)
 ANSWER_DEADLINE_S: Final = 30.0
+"""A mount that has not answered its first question for so long is warned of."""
 FAREWELL_S: Final = 5.0
 """How long the last answers to commands may take."""
 
@@ -49,6 +51,7 @@ class _Ends:
             if self.session is None:
                 self.nursery.cancel_scope.cancel()
             else:
+                notify_systemd("STOPPING=1")
                 self.nursery.start_soon(self.session.stop)
 
 
@@ -103,6 +106,7 @@ async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> s
             prepared.lock.describe(_holder(prepared, ending=True))
             notify_systemd("STOPPING=1")
             said = await session.finish()
+            notify_systemd(f"STATUS={said}")
             with trio.move_on_after(FAREWELL_S):
                 await control.wait_until_idle()
             nursery.cancel_scope.cancel()
@@ -112,14 +116,26 @@ async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> s
 async def _announce(ready: trio.Event, session: Session, prepared: Prepared, reporter: Reporter, ends: _Ends) -> None:
     """Say that the drive is mounted, once the mount has answered a first question."""
     await ready.wait()
-    with trio.move_on_after(ANSWER_DEADLINE_S) as scope:
-        await run_outside("stat", str(prepared.mountpoint))
-    if scope.cancelled_caught:
-        log.warning("%s has not answered for %.0f s", prepared.mountpoint, ANSWER_DEADLINE_S)
+    await _wait_for_answer(prepared.mountpoint)
     ends.session = session
     log.info("drive %s mounted at %s", prepared.config.name, prepared.mountpoint)
     reporter.say(f"Drive {prepared.config.name!r} is mounted at {shown(prepared.mountpoint)}")
     reporter.ready()
+
+
+async def _wait_for_answer(mountpoint: Path) -> None:
+    """Return when the mount has answered; for how long that may take, systemd and people have limits of their own."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_warn_of_silence, mountpoint)
+        if not await run_outside("stat", str(mountpoint)):
+            log.warning("%s: the first question was answered with an error", mountpoint)
+        nursery.cancel_scope.cancel()
+
+
+async def _warn_of_silence(mountpoint: Path) -> None:
+    while True:
+        await trio.sleep(ANSWER_DEADLINE_S)
+        log.warning("%s has not answered for %.0f s", mountpoint, ANSWER_DEADLINE_S)
 
 
 def _holder(prepared: Prepared, *, ending: bool) -> LockHolder:

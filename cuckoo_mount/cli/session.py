@@ -18,6 +18,7 @@ from attrs import define, field
 
 from cuckoo_mount.cli.mounts import MountBusy, mount_at, unmount
 from cuckoo_mount.cli.outside import run_outside
+from cuckoo_mount.cli.sending import describe_trouble
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.fuse.control import Call, Command
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 GRACE_S: Final = 30.0
 """How long a signal or a foreign umount lets us send on."""
 PROGRESS_S: Final = 0.5
+RETRY_S: Final = 5.0
+"""While something is unsent and somebody waits, clouds that are not well are asked this often."""
 STATUS_SCHEMA: Final = 1
 TESTING_VARIABLE: Final = "CUCKOO_TESTING"
 
@@ -55,6 +58,15 @@ class ControlledDrive(Protocol):
 
     def pending(self) -> PendingCounts:
         """Return what is not."""
+
+    def troubles(self) -> list[dict[str, str]]:
+        """Return the clouds that are not well: `name`, `state`, `error`."""
+
+    async def retry_clouds(self) -> None:
+        """Ask those clouds now, and send at once to the ones that are back."""
+
+    async def degraded_packs(self) -> int:
+        """Return how many packs have too few shares."""
 
     async def status(self) -> dict[str, object]:
         """Return the drive's part of `status --json`."""
@@ -119,7 +131,7 @@ class Session:
         log.info("asked to end; sending what is not yet on the clouds, for at most %.0f s", GRACE_S)
         with trio.move_on_after(GRACE_S) as self._sending:
             await self._flush_kernel()
-            await self.drive.send_all()
+            await self._send_all()
         self.grace_s = 0.0
         try:
             await trio.to_thread.run_sync(self.detach, self.mountpoint)
@@ -133,12 +145,13 @@ class Session:
         if self.drive.pending().bytes and self.grace_s:
             log.info("unmounted; sending what is left, for at most %.0f s", self.grace_s)
             with trio.move_on_after(self.grace_s) as self._sending:
-                await self.drive.send_all()
+                await self._send_all()
         left = self.drive.pending()
         self.ended.set()
         if not left.chunks and not left.bytes:
             return "unmounted; everything is on the clouds"
-        return f"unmounted; {describe_pending(left)} safely on the local disk, to be sent after the next mount"
+        why = "".join(f"; {describe_trouble(trouble)}" for trouble in self.drive.troubles())
+        return f"unmounted; {describe_pending(left)} safely on the local disk, to be sent after the next mount{why}"
 
     # -- commands --
 
@@ -157,7 +170,7 @@ class Session:
 
     async def _sync(self, call: Call) -> Mapping[str, object]:
         await self._send_telling(call)
-        return {"pending": _counts(self.drive.pending()), "sent": not self.ended.is_set()}
+        return {**await self._outcome(), "sent": not self.ended.is_set()}
 
     async def _umount(self, call: Call) -> Mapping[str, object]:
         wait = call.flag("wait", default=True)
@@ -173,16 +186,52 @@ class Session:
             nursery.start_soon(self._tell, call)
             await self.ended.wait()
             nursery.cancel_scope.cancel()
-        return {"pending": _counts(self.drive.pending()), "mountpoint": str(self.mountpoint)}
+        return {**await self._outcome(), "mountpoint": str(self.mountpoint)}
+
+    async def _outcome(self) -> dict[str, object]:
+        """Return what is left to do, and which clouds it waits for."""
+        return {
+            "pending": _counts(self.drive.pending()),
+            "degraded": await self.drive.degraded_packs(),
+            "troubles": self.drive.troubles(),
+        }
 
     async def _send_telling(self, call: Call) -> None:
         """Send everything, telling the client how far it is; return early when the drive is unmounted meanwhile."""
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell, call)
             nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
             await self._flush_kernel()
-            await self.drive.send_all()
+            failure = await self._try_to_send()
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _send_all(self) -> None:
+        """Send everything; clouds that are not well are asked anew meanwhile.  Raises: what `send_all` does."""
+        failure = await self._try_to_send()
+        if failure is not None:
+            raise failure
+
+    async def _try_to_send(self) -> Exception | None:
+        """Return what went wrong: raised here, the nursery would wrap it, and it would look like a bug."""
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._retry_clouds)
+            try:
+                await self.drive.send_all()
+            except Exception as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        return failure
+
+    async def _retry_clouds(self) -> None:
+        """Whoever waits does not want to wait for the pauses that a cloud in trouble is given, up to a minute."""
+        while True:
+            if self.drive.pending().chunks and self.drive.troubles():
+                await self.drive.retry_clouds()
+            await trio.sleep(RETRY_S)
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
         await self.ended.wait()
@@ -190,7 +239,7 @@ class Session:
 
     async def _tell(self, call: Call) -> None:
         while True:
-            await call.progress(**_counts(self.drive.pending()))
+            await call.progress(**_counts(self.drive.pending()), troubles=self.drive.troubles())
             await trio.sleep(PROGRESS_S)
 
     async def _flush_kernel(self) -> None:

@@ -11,6 +11,8 @@ from cuckoo_mount.cli.mounts import mount_around
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.errors import UsageError
 
+PROGRAM = "cuckoo sync"
+
 
 @click.command("sync", epilog="Example:  cp -r Photos ~/Cuckoo/ && cuckoo sync")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
@@ -19,8 +21,10 @@ from cuckoo_mount.errors import UsageError
 def command(context: click.Context, path: Path | None, drive: str, as_json: bool) -> int:
     """Wait until everything written so far is on the clouds.
 
-    With PATH, which lies in a mounted drive, that drive is meant; all of it is sent.  Ctrl-C ends the waiting only:
-    the drive goes on sending.
+    With PATH, which lies in a mounted drive, that drive is meant; all of it is sent.  Clouds that did not answer are
+    asked again at once.  Ctrl-C ends the waiting only: the drive goes on sending.
+
+    Exit status 3: something is not on the clouds yet, or has fewer copies than the drive's redundancy asks for.
     """
     if path is not None:
         given = context.get_parameter_source("drive") is click.core.ParameterSource.COMMANDLINE
@@ -33,7 +37,10 @@ def command(context: click.Context, path: Path | None, drive: str, as_json: bool
     if as_json:
         common.print_json({"drive": drive, **result})
     if result.get("sent") is False:
-        common.say_error("cuckoo sync", "the drive was unmounted meanwhile; the rest is sent after the next mount")
+        common.say_error(PROGRAM, "the drive was unmounted meanwhile; the rest is sent after the next mount")
+        return common.UNSENT
+    if degraded := sending.why_degraded(result):
+        common.say_error(PROGRAM, f"everything written before is on the clouds, but {degraded}")
         return common.UNSENT
     if not as_json:
         click.echo("Everything written before is on the clouds.")
@@ -50,11 +57,16 @@ def _drive_of(path: Path, named: str | None) -> str:
 
 
 def _interrupted(drive: str, *, as_json: bool) -> int:
-    pending = sending.pending_now(drive)
+    left = sending.left_now(drive)
+    sent = left is not None and not sending.unsent(left["pending"])
     if as_json:
-        common.print_json({"drive": drive, "pending": pending, "sent": not sending.unsent(pending)})
-    if pending is not None and not sending.unsent(pending):
-        return common.DONE
-    left = sending.describe(pending) if pending is not None else "an unknown amount"
-    common.say_error("cuckoo sync", f"not waited for: {left} not yet on the clouds; the drive goes on sending")
+        common.print_json({"drive": drive, **(left or {"pending": None}), "sent": sent})
+    if left is not None and sent:
+        degraded = sending.why_degraded(left)
+        if degraded:
+            common.say_error(PROGRAM, degraded)
+        return common.UNSENT if degraded else common.DONE
+    rest = sending.describe(left["pending"]) if left is not None else "an unknown amount"
+    reasons = sending.because(left["troubles"]) if left is not None else ""
+    common.say_error(PROGRAM, f"not waited for: {rest} not yet on the clouds; the drive goes on sending{reasons}")
     return common.UNSENT

@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from cuckoo_mount.cli import client, common, sending
+from cuckoo_mount.cli.lock import read_holder
 from cuckoo_mount.cli.mounts import CuckooMount, MountBusy, cuckoo_mounts, is_dead, mount_at, unmount
 from cuckoo_mount.config.files import read_config
 from cuckoo_mount.config.paths import drive_paths, shown
@@ -28,7 +29,10 @@ END_DEADLINE_S: Final = 120.0
 def command(context: click.Context, mountpoint: Path | None, no_wait: bool, drive: str, as_json: bool) -> int:
     """Send what is not yet on the clouds, and unmount the drive at MOUNTPOINT (or the one named with --drive).
 
-    Exit status 3: unmounted, and something is on the local disk only; it is sent after the next mount.
+    Ctrl-C ends the waiting: the drive stays mounted and goes on sending.
+
+    Exit status 3: unmounted, and something is on the local disk only (it is sent after the next mount) or has fewer
+    copies than the drive's redundancy asks for; or interrupted, and still mounted.
     """
     given = context.get_parameter_source("drive") is click.core.ParameterSource.COMMANDLINE
     mount = _find(mountpoint, drive if given else None) if mountpoint is not None else None
@@ -39,20 +43,37 @@ def command(context: click.Context, mountpoint: Path | None, no_wait: bool, driv
     except client.NotMounted:
         return _clear_dead(mount or _noted(drive), as_json=as_json)
     except KeyboardInterrupt:
-        left = sending.pending_now(drive)
-        rest = f"; {sending.describe(left)} not yet sent" if left is not None else ""
-        common.say_error(
-            PROGRAM, f"interrupted, still mounted{rest}.  --no-wait unmounts without waiting for the clouds"
-        )
-        return common.UNSENT
-    pending = result.get("pending")
+        return _interrupted(drive, mount, as_json=as_json)
     if as_json:
         common.print_json({"drive": drive, **result})
-    elif sending.unsent(pending):
-        click.echo(f"Unmounted.  {sending.describe(pending)} safe on the local disk, to be sent after the next mount.")
+    return _say_unmounted(result, as_json=as_json)
+
+
+def _say_unmounted(result: client.Result, *, as_json: bool) -> int:
+    pending = result.get("pending")
+    if sending.unsent(pending):
+        reasons = sending.because(result.get("troubles"))
+        said = f"{sending.describe(pending)} safe on the local disk, to be sent after the next mount{reasons}."
     else:
-        click.echo("Unmounted.  Everything is on the clouds.")
-    return common.UNSENT if sending.unsent(pending) else common.DONE
+        degraded = sending.why_degraded(result)
+        said = f"Everything is on the clouds, but {degraded}." if degraded else "Everything is on the clouds."
+    if not as_json:
+        click.echo(f"Unmounted.  {said}")
+    return common.UNSENT if sending.unsent(pending) or result.get("degraded") else common.DONE
+
+
+def _interrupted(drive: str, mount: CuckooMount | None, *, as_json: bool) -> int:
+    left = sending.left_now(drive)
+    if as_json:
+        place = str(mount.mountpoint) if mount is not None else None
+        common.print_json({"drive": drive, "mountpoint": place, **(left or {"pending": None}), "interrupted": True})
+    holder = read_holder(drive_paths(drive).lock)
+    if left is None or holder is None or holder.ending:
+        common.say_error(PROGRAM, "interrupted; the drive is unmounted, its daemon still ends: see cuckoo drives")
+        return common.UNSENT
+    rest = f"{sending.describe(left['pending'])} not yet sent{sending.because(left['troubles'])}"
+    common.say_error(PROGRAM, f"interrupted, still mounted; {rest}.  --no-wait unmounts without waiting for the clouds")
+    return common.UNSENT
 
 
 def _find(mountpoint: Path, drive: str | None) -> CuckooMount:

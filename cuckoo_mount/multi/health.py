@@ -132,6 +132,7 @@ class Health:
         self._states: dict[CloudName, State] = {}
         self._counters: dict[CloudName, Counters] = {}
         self._heard_at_s: dict[CloudName, float] = {}
+        self._failed_at_s: dict[CloudName, float] = {}
 
     def state(self, cloud: CloudName) -> State:
         """Return a cloud's state; *unknown* for one never asked."""
@@ -151,6 +152,8 @@ class Health:
         self._states[cloud] = after
         if error is None:
             self._heard_at_s[cloud] = self._clock()
+        else:
+            self._failed_at_s[cloud] = self._clock()
         self._counters[cloud] = Counters(
             counted.requests + 1,
             counted.errors + (error is not None),
@@ -175,6 +178,11 @@ class Health:
         heard_at_s = self._heard_at_s.get(cloud)
         return math.inf if heard_at_s is None else self._clock() - heard_at_s
 
+    def error_age_s(self, cloud: CloudName) -> float | None:
+        """Return how many seconds ago a request to the cloud last failed; None if none did."""
+        failed_at_s = self._failed_at_s.get(cloud)
+        return None if failed_at_s is None else self._clock() - failed_at_s
+
     def is_full(self, cloud: CloudName) -> bool:
         """Return whether it said lately that it has no room; after a while it may be tried again."""
         state = self.state(cloud)
@@ -190,3 +198,4 @@ class Health:
         self._states.pop(cloud, None)
         self._counters.pop(cloud, None)
         self._heard_at_s.pop(cloud, None)
+        self._failed_at_s.pop(cloud, None)

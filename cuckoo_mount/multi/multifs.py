@@ -273,5 +273,7 @@ class MultiFS:
             errors=counters.errors,
             bytes_up=counters.bytes_up,
             bytes_down=counters.bytes_down,
+            sending_bytes=self._rooms.sending_bytes(name),
             last_error=hide_secrets(state.last_error, entry.settings),
+            last_error_age_s=self._health.error_age_s(name),
         )

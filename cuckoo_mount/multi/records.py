@@ -38,7 +38,8 @@ class CloudStatistics:
     """A cloud in `status --json`, field by field.  `url` and `last_error` show no secrets.
 
     `used_bytes`, `packs`: our shares there.  `capacity_bytes`: what the user allowed, or else what the cloud says it
-    has; None if neither is known.  The counters begin at the mount.
+    has; None if neither is known.  `sending_bytes`: of shares on their way there right now.  `last_error_age_s`: how
+    long ago that error was; None if there was none.  The counters begin at the mount.
     """
 
     name: CloudName
@@ -51,7 +52,9 @@ class CloudStatistics:
     errors: int
     bytes_up: int
     bytes_down: int
+    sending_bytes: int
     last_error: str
+    last_error_age_s: float | None
 
 
 def entry_of(row: CloudRow, settings: CloudSettings, trouble: str = "") -> CloudEntry:

@@ -65,6 +65,10 @@ class Rooms:
             self._add_free(cloud, -size_bytes)
             self._changed.add(cloud)
 
+    def sending_bytes(self, cloud: CloudName) -> int:
+        """Return the bytes of shares on their way to a cloud."""
+        return self._under_way.get(cloud, 0)
+
     def note_deleted(self, cloud: CloudName, sizes_bytes: Sequence[int]) -> None:
         """Count shares of these sizes as gone."""
         packs, used = self.usage(cloud)

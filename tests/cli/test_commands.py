@@ -18,7 +18,8 @@ from cuckoo_mount.cli import common, main, mount, mount_helper
 from cuckoo_mount.cli.background import PipeReporter, TerminalReporter
 from cuckoo_mount.cli.lock import LockHolder, hold
 from cuckoo_mount.cli.mount_helper import INTERRUPTED, MOUNT_FAILED, WRONG_USE
-from cuckoo_mount.cli.status import is_fine, notes_on
+from cuckoo_mount.cli.status import is_fine
+from cuckoo_mount.cli.statusview import notes_on
 from cuckoo_mount.config import DrivePaths, create_default_drive, drive_paths
 from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.fuse.controlsocket import listen
@@ -307,7 +308,7 @@ def test_status_warns_of_what_is_no_backup() -> None:
     assert [note.split(" is no backup")[0] for note in notes_on(status)] == ["One folder on the same disk"]
     assert is_fine(status)
     status["clouds"] = [cloud, {"name": "b", "url": "s3://b", "state": "down", "last_error": "no route"}]
-    assert notes_on(status) == ["cloud b is down: no route"]
+    assert [note.split(".  It is asked")[0] for note in notes_on(status)] == ["cloud b is down: no route"]
     assert not is_fine({**status, "state": "degraded"})
     assert not is_fine({**status, "pending": {"bytes": 1}})
     assert is_fine({**status, "state": "read-only"})

@@ -259,7 +259,13 @@ def test_who_waits_sees_progress_and_may_stop_waiting(command: str, machine: Mac
     (machine.mountpoint / "a").write_bytes(b"x" * 1000)
     machine.block_sending()
     terminal, other_end = os.openpty()
-    process = subprocess.Popen([*machine.program("main"), command], cwd=ROOT, stdout=other_end, stderr=other_end)
+    process = subprocess.Popen(
+        [*machine.program("main"), command],
+        cwd=ROOT,
+        stdout=other_end,
+        stderr=other_end,
+        env=os.environ | {"TERM": "xterm"},
+    )
     os.close(other_end)
     with os.fdopen(terminal, "rb", buffering=0) as shown:
         seen = read_until(shown, b"sending: 1000 B in 1 file left")

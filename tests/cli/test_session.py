@@ -14,10 +14,14 @@ from attrs import frozen
 
 from cuckoo_mount.cli import client
 from cuckoo_mount.cli.mounts import MountBusy
-from cuckoo_mount.cli.session import GRACE_S, Session
+from cuckoo_mount.cli.session import GRACE_S, RETRY_S, Session
 from cuckoo_mount.config import DrivePaths
+from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.fuse.control import ControlServer
 from cuckoo_mount.fuse.controlsocket import connect, encode_line
+
+NOTHING = {"files": 0, "chunks": 0, "bytes": 0}
+DOWN = {"name": "usb", "state": "down", "error": "cloud usb: no such folder"}
 
 
 @frozen
@@ -35,6 +39,10 @@ class FakeDrive:
         self.asked_to_send = trio.Event()
         self.may_send = trio.Event()
         self.sends = 0
+        self.degraded = 0
+        self.ill: list[dict[str, str]] = []
+        self.retries = 0
+        self.retried = trio.Event()
 
     async def send_all(self) -> None:
         self.sends += 1
@@ -44,6 +52,17 @@ class FakeDrive:
 
     def pending(self) -> Counts:
         return Counts(int(self.pending_bytes > 0), int(self.pending_bytes > 0), self.pending_bytes)
+
+    def troubles(self) -> list[dict[str, str]]:
+        return self.ill
+
+    async def retry_clouds(self) -> None:
+        self.retries += 1
+        self.retried.set()
+        self.retried = trio.Event()
+
+    async def degraded_packs(self) -> int:
+        return self.degraded
 
     async def status(self) -> dict[str, object]:
         return {"drive": "default", "state": "ok", "pending": {"files": 0, "chunks": 0, "bytes": self.pending_bytes}}
@@ -132,8 +151,8 @@ async def test_sync_tells_how_much_is_left(paths: DrivePaths) -> None:
 
     async with running(world):
         result = await ask("sync", progress)
-    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7}
-    assert result == {"pending": {"files": 0, "chunks": 0, "bytes": 0}, "sent": True}
+    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7, "troubles": []}
+    assert result == {"pending": NOTHING, "degraded": 0, "troubles": [], "sent": True}
 
 
 async def test_sync_ends_when_the_drive_is_unmounted_meanwhile(paths: DrivePaths) -> None:
@@ -147,7 +166,59 @@ async def test_sync_ends_when_the_drive_is_unmounted_meanwhile(paths: DrivePaths
         nursery.start_soon(sync)
         await world.drive.asked_to_send.wait()
         world.unmounted.set()
-    assert results == [{"pending": {"files": 1, "chunks": 1, "bytes": 7}, "sent": False}]
+    pending = {"files": 1, "chunks": 1, "bytes": 7}
+    assert results == [{"pending": pending, "degraded": 0, "troubles": [], "sent": False}]
+
+
+async def test_who_waits_has_clouds_in_trouble_asked_again(
+    paths: DrivePaths, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = World(paths, pending_bytes=7)
+    world.drive.ill = [DOWN]
+    start = trio.current_time()
+    async with running(world):
+        world.unmounted.set()
+        await world.drive.retried.wait()
+        assert trio.current_time() == start  # at once, whatever pause the cloud was given
+        await world.drive.retried.wait()
+        assert trio.current_time() == start + RETRY_S
+        world.drive.ill = []
+        world.drive.may_send.set()
+        await world.session.ended.wait()
+    assert world.drive.retries == 2
+    assert world.said == "unmounted; everything is on the clouds"
+
+
+async def test_what_waits_for_clouds_is_told_with_the_clouds(paths: DrivePaths) -> None:
+    world, told = World(paths, pending_bytes=7), []
+    world.drive.ill = [DOWN]
+    world.drive.degraded = 3
+
+    def progress(values: object) -> None:
+        told.append(values)
+        trio.from_thread.run_sync(world.drive.may_send.set)
+
+    async with running(world):
+        result = await ask("sync", progress)
+    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7, "troubles": [DOWN]}
+    assert result == {"pending": NOTHING, "degraded": 3, "troubles": [DOWN], "sent": True}
+    world.drive.may_send = trio.Event()
+    world.drive.pending_bytes = 7
+    world.session.grace_s = 0.0
+    assert (await world.session.finish()).endswith("after the next mount; cloud usb is down: no such folder")
+
+
+async def test_what_sending_fails_of_is_no_bug(paths: DrivePaths) -> None:
+    world = World(paths, pending_bytes=7)
+
+    async def fail() -> None:
+        raise MetadataError("the local metadata is damaged")
+
+    world.drive.send_all = fail  # type: ignore[method-assign]
+    world.session.grace_s = 0.0
+    async with running(world):
+        with pytest.raises(client.DaemonRefused, match=r"^the local metadata is damaged$"):
+            await ask("sync")
 
 
 async def test_umount_sends_first(paths: DrivePaths) -> None:
@@ -155,7 +226,7 @@ async def test_umount_sends_first(paths: DrivePaths) -> None:
     world.drive.may_send.set()
     async with running(world):
         result = await ask("umount", wait=True)
-    assert result == {"pending": {"files": 0, "chunks": 0, "bytes": 0}, "mountpoint": str(paths.data)}
+    assert result == {"pending": NOTHING, "degraded": 0, "troubles": [], "mountpoint": str(paths.data)}
     assert world.said == "unmounted; everything is on the clouds"
 
 

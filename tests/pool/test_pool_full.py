@@ -73,3 +73,12 @@ def test_one_of_two_is_full(tmp_path: Path, make_pool: MakePool) -> None:
     assert mount.cuckoo("status", "--check", check=False).returncode == 3
     mount.umount()
     assert take_inventory(mount).single == 2
+
+
+def test_sync_tells_of_copies_that_are_missing(tmp_path: Path, make_pool: MakePool) -> None:
+    """Done but degraded is status 3, and a line says so (design §4)."""
+    places = [folder_place(tmp_path / "clouds", "a", capacity="1MiB"), folder_place(tmp_path / "clouds", "b")]
+    mount = make_pool(places, redundancy="2")
+    mount.start()
+    (mount.path / "f").write_bytes(content(0))
+    assert mount.cuckoo("sync", check=False).returncode == 3
