@@ -116,7 +116,7 @@ def _decode_fields(data: bytes, position: int, count: int) -> tuple[list[Field],
         elif mark < _NULL:
             start, position = position, position + (mark & 0x0F)
             number = int.from_bytes(data[start:position], "little")
-            if not _LEAST[mark] <= number <= _INT_MAX:  # also where `data` ends before: the number is then too small
+            if position > len(data) or not _LEAST[mark] <= number <= _INT_MAX:
                 raise FormatError("epoch record has a number that is cut short, too big or not in its shortest form")
             add(number if mark < _NEGATIVE else -1 - number)
         elif mark in (_BYTES, _TEXT):

@@ -76,7 +76,10 @@ def objects_in(place: Path, drive_id: bytes) -> list[Path]:
 
 def is_untouched(place: Path) -> bool:
     """Whether what belongs to others is there, and nothing else."""
-    found = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    try:
+        found = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    except FileNotFoundError:  # a folder that is just being deleted
+        return False
     return found == [f"cuckoo/{'f' * 32}/drive.json", "letter"]
 
 

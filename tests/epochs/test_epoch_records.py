@@ -38,6 +38,12 @@ def test_cut_short(found: list[JournalRecord], data: st.DataObject) -> None:
         list(decode(plain[:length]))
 
 
+def test_a_number_cut_short() -> None:
+    """-1 has a byte of zero, which is also what is read where nothing is left."""
+    with pytest.raises(FormatError):
+        list(decode(encode(JournalRecord("setting", (-1,), None))[:-1]))
+
+
 @given(st.binary(max_size=60))
 @example(b"\x05" + b"\xa1" * 2000)
 @example(b"\x05\xa1\x88" + b"\xff" * 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,9 @@ print("done")
 """
 
 
+@pytest.mark.skipif(
+    PathFinder.find_spec("pkg_resources") is None, reason="`import fs` alone needs a setuptools below 82"
+)
 @pytest.mark.usefixtures("paths")
 def test_a_plain_program_that_closes_nothing() -> None:
     assert run(_PLAIN) == "done"
