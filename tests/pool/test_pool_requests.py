@@ -65,6 +65,10 @@ async def test_one_request_per_stored_pack_and_per_ranged_read(
         assert three_servers.total() - len(files) <= OPENING_MAX * WORKERS_MAX
 
 
+FIRST_FILES = 8
+"""So many files at most until two workers have opened three clouds."""
+
+
 def requests_about_packs(servers: ThreeServers) -> Counter[str]:
     """Return how many requests of each method named an object below packs/, and fail if one was asked for twice."""
     found = Counter[str]()
@@ -110,17 +114,25 @@ def write_read_and_add(
 
 
 def add_one_file(mount: PoolMount, servers: ThreeServers) -> None:
-    """One more small file costs two shares, and at most one request besides."""
-    mount.sync()
-    servers.reset()
-    before = servers.folder.used_bytes()
-    (mount.path / "one more").write_bytes(b"a small file")
-    mount.sync()
-    requests = servers.requests()
-    moved = sum(request.transferred_bytes for request in requests.values()) + servers.folder.used_bytes() - before
-    print(f"one more file: {servers.total()} requests, {moved} bytes, {requests}")
-    assert servers.total() <= 3
-    assert moved <= 64 * KIB
+    """One more small file costs two shares, and at most one request besides.
+
+    After a mount each worker reads drive.json once on each cloud that it is the first time asked for, so the first
+    files may cost two reads more.
+    """
+    for number in range(FIRST_FILES):
+        mount.sync()
+        servers.reset()
+        before = servers.folder.used_bytes()
+        (mount.path / f"one more {number}").write_bytes(b"a small file, number %d" % number)
+        mount.sync()
+        requests = servers.requests()
+        moved = sum(request.transferred_bytes for request in requests.values()) + servers.folder.used_bytes() - before
+        print(f"one more file: {servers.total()} requests, {moved} bytes, {requests}")
+        assert servers.total() <= 4
+        assert moved <= 64 * KIB
+        if servers.total() <= 3:
+            return
+    raise AssertionError("every file costs more than its two shares and one request")
 
 
 def wait_until_sent(mount: PoolMount) -> None:
