@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -19,35 +19,47 @@ from attrs import asdict, evolve, frozen
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
 from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
-from cuckoo_mount.errors import ConfigurationError
+from cuckoo_mount.epochs.engine import EpochEngine
+from cuckoo_mount.epochs.joining import Joining
+from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.metadata.store import create_store, open_store
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.redundancy import format_policy, parse_policy
+from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
+from cuckoo_mount.preparing import (
+    EPOCHS_FOLDER,
+    MEETING_S,
+    WRITING,
+    Terms,
+    configured_clouds,
+    join_clouds,
+    open_metadata,
+    read_ledger,
+)
 from cuckoo_mount.roster import Roster
 from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import open_worker_pool
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
-MEETING_S: Final = 10.0
-"""How long a mount waits for clouds before it starts from what is here."""
+FAREWELL_S: Final = 10.0
+"""How long giving the right to write back may take."""
 METADATA_FILE: Final = "metadata.sqlite"
 
 
 @frozen(slots=True)
 class Pending:
-    """What is not yet on the clouds."""
+    """What is not yet on the clouds.  `changes`: rows of metadata that are in no durable epoch."""
 
     files: int
     chunks: int
     bytes: int
+    changes: int
 
 
 class Drive:
@@ -62,6 +74,8 @@ class Drive:
         cache: ChunkCache,
         filesystem: PartedFS,
         collector: Collector,
+        engine: EpochEngine,
+        terms: Terms,
     ) -> None:
         self.roster: Final = roster
         self.slots: Final = slots
@@ -70,6 +84,8 @@ class Drive:
         self._multifs = multifs
         self._cache = cache
         self._collector = collector
+        self._engine = engine
+        self._terms = terms
 
     @property
     def config(self) -> DriveConfig:
@@ -77,14 +93,24 @@ class Drive:
         return self.roster.config
 
     async def send_all(self) -> None:
-        """Return when everything written before this call is on clouds; waits as long as that takes."""
-        await self._cache.send_all()
+        """Return when everything written before this call is on clouds and in an epoch; waits as long as that takes.
+
+        Where fewer clouds are up than make an epoch durable, those are enough: `pending` says so.
+        Raises: ReadOnly when another machine has taken the drive over.
+        """
+        if self._terms.writing:
+            await self._engine.send_all()
 
     def pending(self) -> Pending:
         """Return what is not yet on the clouds."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
         files = max(held.dirty_files, cache.pending_files)
-        return Pending(files, held.dirty_chunks, held.dirty_bytes + cache.pending_bytes)
+        return Pending(files, held.dirty_chunks, held.dirty_bytes + cache.pending_bytes, self._engine.status().changes)
+
+    @property
+    def read_only_reason(self) -> str:
+        """Why nothing can be written any more, though it was opened for writing; empty: it can."""
+        return self._engine.refused
 
     def troubles(self) -> list[dict[str, str]]:
         """Return the clouds that are not well, as `name`, `state`, `error`; JSON-able, without secrets."""
@@ -111,6 +137,8 @@ class Drive:
     def _state(self) -> str:
         conditions = [cloud.state for cloud in self._multifs.statistics()]
         good = [condition == Condition.OK.value for condition in conditions]
+        if not self._terms.writing or self._engine.refused:
+            return "read-only"
         if not any(good):
             return "offline"
         return "ok" if all(good) else "degraded"
@@ -119,14 +147,14 @@ class Drive:
         """Return the drive's part of `status --json`; never waits for a cloud."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
         self._multifs.set_usage(await self._metadata.cloud_usage())
-        degraded = await self._metadata.degraded_packs()
+        degraded, epoch = await self._metadata.degraded_packs(), self._engine.status()
         return {
             "drive": self.config.name,
             "redundancy": self.config.redundancy,
             "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
-            # Epochs come with the release that puts metadata on the clouds; until then nothing of it is there.
-            "epoch": {"local": 0, "cloud": None, "age_s": None},
+            "epoch": {"local": epoch.local, "cloud": epoch.cloud, "age_s": epoch.age_s},
+            "read_only_reason": self._engine.refused,
             "cache": {
                 "bytes": cache.used_bytes,
                 "limit_bytes": cache.limit_bytes,
@@ -163,45 +191,74 @@ class Drive:
         return total
 
     async def run_housekeeping(self) -> None:
-        """Look after the clouds and delete dead packs, until cancelled.
+        """Look after the clouds, the epochs on them, and dead packs, until cancelled.
 
-        An idle drive makes at most one request per minute and cloud, and mostly none (multi/multifs.py).
+        An idle drive makes at most about one request per minute and cloud.
         """
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
-            await self.roster.sign_new()
-            await self.collect(thorough=False)
+            if self._may_write():
+                await self.roster.sign_new()
+                await self._engine.look_after()
+            if self._may_write():
+                await self.collect(thorough=False)
+
+    def _may_write(self) -> bool:
+        return self._terms.writing and not self._engine.refused
 
     async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
         """Delete what is dead and compact what is mostly dead; see `Collector.collect`.
 
-        `keep`: how many epochs stay readable.  There are no epochs yet, so that nothing is kept for them.
+        `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week.
+        Raises: ReadOnly, MetadataError.
         """
-        collected = await self._collector.collect(oldest_kept_epoch=None, thorough=thorough)
+        if not self._may_write():
+            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
+
+        async def oldest_kept_epoch() -> int:
+            # What died since the last epoch can go when a new one is durable.
+            return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
+
+        collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
         if collected.packs_deleted or collected.packs_compacted:
             log.info("collected: %s", collected)
         return collected
 
 
 @asynccontextmanager
-async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -> AsyncIterator[Drive]:
+async def open_drive(
+    config: DriveConfig, paths: DrivePaths, drive_key: bytes, terms: Terms = WRITING
+) -> AsyncIterator[Drive]:
     """Open a drive, made on first use, and run its background tasks; at the end all is safe on the local disk.
 
-    Clouds that do not answer are a state, not an error: the drive works from what is here.
-    Raises: ConfigurationError, WrongKey, MetadataError, OSError.
+    First it is compared with its clouds, and brought up to date.  Clouds that do not answer are a state, not an error:
+    the drive works from what is here.
+    Raises: ConfigurationError (also: in use elsewhere, changed here and elsewhere), WrongKey, MetadataError, OSError.
     """
     async with AsyncExitStack() as stack:
-        metadata = await _open_metadata(config, paths)
+        pool = await stack.enter_async_context(open_worker_pool())
+        keys, policy = DriveKeys(drive_key), parse_policy(config.redundancy)
+        multifs = MultiFS(await configured_clouds(config), pool, Health(), config.drive_id)
+        joining = Joining(
+            clouds=multifs,
+            keys=keys,
+            drive_id=config.drive_id,
+            state_folder=paths.state,
+            folder=paths.state / EPOCHS_FOLDER,
+            encrypted=config.encrypted,
+            wanted=partial(_wanted, multifs, policy),
+            drive_name=config.name,
+        )
+        joined = await join_clouds(joining, multifs, paths, terms)
+        metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
         config = await _settled(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
         policy = parse_policy(config.redundancy)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
-        pool = await stack.enter_async_context(open_worker_pool())
-        multifs = MultiFS({}, pool, Health(), config.drive_id, usage=await metadata.cloud_usage())
-        keys = DriveKeys(drive_key)
+        multifs.set_usage(await metadata.cloud_usage())
         writer = PackWriter(
             metadata,
             multifs,
@@ -213,12 +270,13 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
             policy=format_policy(policy),
             pack_size_bytes=config.pack_size_bytes,
         )
-        roster = Roster(config, paths, metadata, multifs, pool, writer, load_slots=slots.objects)
+        roster = Roster(config, paths, metadata, multifs, pool, writer, keys=keys, load_slots=slots.objects)
         reader = PackReader(
             metadata, multifs, keys, config.drive_id, encrypted=config.encrypted, deadline_s=config.deadline_s
         )
-        await _meet_clouds(roster, multifs)
-        await writer.recover()
+        await _meet_clouds(roster, multifs, terms)
+        if terms.writing:
+            await writer.recover()
         cache = ChunkCache(
             metadata,
             reader,
@@ -239,53 +297,46 @@ async def open_drive(config: DriveConfig, paths: DrivePaths, drive_key: bytes) -
             moved=cache.note_moved,
             is_idle=lambda: not metadata.statistics().dirty_chunks,
         )
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector)
+        ledger, oldest = await read_ledger(metadata)
+        engine = EpochEngine(
+            metadata, cache, joining, ledger, joined, oldest=oldest, refuse=partial(_refuse, filesystem, cache)
+        )
+        if not terms.writing:
+            cache.stop_sending()
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
+            if terms.writing:
+                nursery.start_soon(engine.run)
             try:
                 yield drive
             finally:
+                await engine.release(deadline_s=FAREWELL_S)
                 nursery.cancel_scope.cancel()
 
 
-async def _meet_clouds(roster: Roster, multifs: MultiFS) -> None:
+def _refuse(filesystem: PartedFS, cache: ChunkCache, reason: str) -> None:
+    filesystem.refuse_writes(reason)
+    cache.stop_sending()
+
+
+def _wanted(multifs: MultiFS, policy: Policy) -> int:
+    """Return on how many clouds an epoch is durable (design §3.5)."""
+    writable = sum(multifs.takes_objects(name) for name in multifs.names)
+    return max(1, min(writable, max(policy.parity + 1, 2)))
+
+
+async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
     """Look which clouds are there, for a short while: whoever comes later is met by the housekeeping."""
     await roster.load()
     with trio.move_on_after(MEETING_S) as scope:
-        await multifs.probe()
-        await roster.sign_new()
+        unknown = [cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value]
+        await multifs.probe(unknown)
+        if terms.writing:
+            await roster.sign_new()
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-async def _open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:
-    path = paths.state / METADATA_FILE
-    if path.exists():
-        metadata = await open_store(path)
-    else:
-        paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        metadata = await create_store(path, uid=os.getuid(), gid=os.getgid(), now_ns=time.time_ns())
-    known = await metadata.get_setting("drive_id")
-    if known is None:
-        for key, value in _settings_of(config).items():
-            await metadata.set_setting(key, value)
-        await metadata.make_durable()
-    elif known != config.drive_id.hex():
-        await metadata.aclose()
-        raise ConfigurationError(
-            f"{paths.config_file} is about drive {config.drive_id.hex()}, {path} about {known}; "
-            "put back the file that belongs to the other"
-        )
-    return metadata
-
-
-def _settings_of(config: DriveConfig) -> dict[str, str]:
-    return {
-        "drive_id": config.drive_id.hex(),
-        "redundancy": config.redundancy,
-        "encryption": "aes-256-gcm" if config.encrypted else "none",
-    }
 
 
 async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:

@@ -1,17 +1,18 @@
 """The drive's list of clouds: who is on it, who joins, changes and leaves.
 
 Used by drive.py, and through it by commands.  Loop only.  The list lives in the metadata; the TOML file keeps a copy
-with what belongs to this machine: options and secrets (design §4).  Owns the order that makes every step safe to be
-interrupted: a cloud is signed (drive.json, key slots) before it is on the list, and off the list before anything there
-is given up; the TOML file is written before the metadata when a cloud joins or leaves, so that a crash in between
-leaves a cloud that is signed again at the next mount, or one that is still on the list.
+with what belongs to this machine: options and secrets (design §4), which cloudsettings.py stores for other machines.
+Owns the order that makes every step safe to be interrupted: a cloud is signed (drive.json, key slots) before it is on
+the list, and off the list before anything there is given up; the TOML file is written before the metadata when a cloud
+joins or leaves, so that a crash in between leaves a cloud that is signed again at the next mount, or one that is still
+on the list.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets as random_bytes
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -19,14 +20,27 @@ import trio
 from attrs import asdict, evolve
 
 from cuckoo_mount.clouds import jobs
-from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import parse_place
-from cuckoo_mount.clouds.translate import hide_secrets
+from cuckoo_mount.cloudsettings import (
+    CloudAccess,
+    access_of,
+    cloud_of,
+    forget_access,
+    load_access,
+    merge_clouds,
+    refresh_access,
+    row_of,
+    settings_of,
+    shown_url,
+    store_access,
+    without_credentials,
+)
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.files import store_clouds
 from cuckoo_mount.config.secrets import resolve_secrets
 from cuckoo_mount.errors import CloudError, CloudRefused, CloudUnavailable, ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.format import ID_BYTES, pack_share_name
+from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.jobs import Trial, try_cloud
 from cuckoo_mount.multi.multifs import MultiFS
@@ -60,6 +74,7 @@ class Roster:
         pool: Pool,
         writer: PackWriter,
         *,
+        keys: DriveKeys,
         load_slots: LoadSlots,
     ) -> None:
         self.config = config
@@ -68,26 +83,69 @@ class Roster:
         self._multifs = multifs
         self._pool = pool
         self._writer = writer
+        self._keys = keys
         self._load_slots = load_slots
         self._lock: Final = trio.Lock()
 
     # -- at mount, and every minute --
 
-    async def load(self) -> None:
-        """Tell the MultiFS of every cloud on the list.  Those only in the TOML file join by `sign_new`."""
-        known = {cloud.name: cloud for cloud in self.config.clouds}
-        for row in await self._metadata.clouds():
-            config = known.get(row.name)
-            if config is None:
-                log.warning("cloud %s is on the drive's list but not in %s", row.name, self._paths.config_file)
-                config = CloudConfig(name=row.name, url=row.url, cloud_id=row.cloud_id)
-            elif _row(config) != evolve(row, url=config.url):
-                log.warning(
-                    "cloud %s: %s and the drive's own list differ, the list counts; change it with `cuckoo cloud set`",
-                    row.name,
-                    self._paths.config_file,
-                )
-            self._multifs.set_cloud(row.name, await self._entry(evolve(row, url=config.url), config))
+    async def load(self, *, writing: bool = True) -> None:
+        """Have the MultiFS know the clouds on the list, and no others.  Those only in the TOML file join by `sign_new`.
+
+        What other machines did to the list comes into `config` and the TOML file, and how this machine opens its clouds
+        into the metadata; so it is to be called when these are the newest.  `writing`: else `config` alone is changed.
+        Checkpoint.  Raises: MetadataError.
+        """
+        async with self._lock:
+            rows = await self._metadata.clouds()
+            stored = await load_access(self._metadata, self._keys)
+            await self._take_over_list(rows, stored, writing=writing)
+            known = {cloud.name: cloud for cloud in self.config.clouds}
+            for row in rows:
+                config = known.get(row.name) or cloud_of(row, stored.get(row.name, CloudAccess()))
+                if row_of(config) != evolve(row, url=row_of(config).url):
+                    log.warning(
+                        "cloud %s: %s and the drive's own list differ, the list counts; change it with "
+                        "`cuckoo cloud set`",
+                        row.name,
+                        self._paths.config_file,
+                    )
+                entry = await self._entry(row, config)
+                # What opens another place is nothing that others should have for this one.
+                if writing and row.name in known and config.cloud_id == row.cloud_id:
+                    await self._share(row, access_of(config, dict(entry.settings.secrets)))
+                self._multifs.set_cloud(row.name, entry)
+            for name in set(self._multifs.names) - {row.name for row in rows}:
+                self._multifs.drop_cloud(name)
+
+    async def _share(self, row: CloudRow, access: CloudAccess | None) -> None:
+        """Have the metadata know how a cloud is opened, if all of that is known here."""
+        if (clean := without_credentials(row)) != row:
+            await self._metadata.put_cloud(clean)
+        if access is not None:
+            await refresh_access(self._metadata, row.name, access, self._keys, encrypted=self.config.encrypted)
+
+    async def _take_over_list(
+        self, rows: Sequence[CloudRow], access: Mapping[str, CloudAccess], *, writing: bool
+    ) -> None:
+        """Let `config` and the TOML file have the clouds that other machines made of the drive's list."""
+        signed = [cloud.name for cloud in self.config.clouds if await self._metadata.get_local(_signed(cloud.name))]
+        merged, gone = merge_clouds(self.config, rows, access, signed)
+        if merged == self.config:
+            return
+        try:
+            if writing:
+                await self._write(merged)
+        except (ConfigurationError, OSError) as error:
+            # The drive works all the same, and the next mount tries again.
+            log.warning("the changed list of clouds is not in the configuration file: %s", error)
+            gone = []
+        self.config = merged
+        if writing and gone:
+            for name in gone:
+                await self._metadata.set_local(_signed(name), "")
+            # Else a cloud of that name that is added later could go without key slots.
+            await self._metadata.make_durable()
 
     async def sign_new(self) -> None:
         """Take in the clouds that only the TOML file has, and put key slots where they are missing.
@@ -106,7 +164,7 @@ class Roster:
 
     async def _sign_quietly(self, cloud: CloudConfig) -> CloudEntry | None:
         try:
-            entry = await self._entry(_row(cloud), cloud)
+            entry = await self._entry(row_of(cloud), cloud)
             if entry.trouble:
                 raise CloudRefused(entry.trouble, cloud=cloud.name)
             await self._pool.run(
@@ -130,7 +188,7 @@ class Roster:
     async def _put_slots(self, name: CloudName) -> None:
         """Put the key slots that are not there yet, then delete those that no longer count.  Raises: CloudError."""
         wanted = await self._load_slots()
-        noted = await self._metadata.get_local(f"{SIGNED_PREFIX}{name}")
+        noted = await self._metadata.get_local(_signed(name))
         there = set((noted or "").split())
         if there == wanted.keys():
             return
@@ -139,7 +197,7 @@ class Roster:
         old = sorted(there - wanted.keys())
         if old:
             await self._multifs.ask(name, jobs.delete_many, old, deadline_s=IDENTITY_DEADLINE_S)
-        await self._metadata.set_local(f"{SIGNED_PREFIX}{name}", " ".join(sorted(wanted)))
+        await self._metadata.set_local(_signed(name), " ".join(sorted(wanted)))
 
     async def put_slots(self) -> list[str]:
         """After the slots changed: bring them to every cloud; return what failed, to be tried again each minute."""
@@ -160,7 +218,7 @@ class Roster:
                 | {"reserve_bytes": entry.reserve_bytes, "group": entry.group, "read_only": entry.read_only}
             )
         waiting = [cloud for name, cloud in known.items() if name not in self._multifs.names]
-        return found + [{"name": cloud.name, "url": _shown_url(cloud), "state": "not signed yet"} for cloud in waiting]
+        return found + [{"name": cloud.name, "url": shown_url(cloud), "state": "not signed yet"} for cloud in waiting]
 
     async def add(self, cloud: CloudConfig, secrets: Mapping[str, str]) -> None:
         """Make a place one of the drive's clouds, and use it from now on.  Checkpoint.
@@ -170,7 +228,7 @@ class Roster:
         """
         async with self._lock:
             self._check_new(cloud)
-            settings = _settings(cloud, secrets)
+            settings = settings_of(cloud, secrets)
             found = await self._pool.run(
                 jobs.find_identity, settings, self.config.drive_id, deadline_s=IDENTITY_DEADLINE_S
             )
@@ -180,7 +238,7 @@ class Roster:
                 jobs.write_identity, settings, self.config.drive_id, cloud.cloud_id, deadline_s=IDENTITY_DEADLINE_S
             )
             await self._write(evolve(self.config, clouds=(*self.config.clouds, cloud)))
-            await self._enter(cloud, entry_of(_row(cloud), settings))
+            await self._enter(cloud, entry_of(row_of(cloud), settings))
             await self._multifs.refresh_space([CloudName(cloud.name)])
             await self._put_slots_quietly(CloudName(cloud.name))
 
@@ -191,14 +249,16 @@ class Roster:
         """
         async with self._lock:
             old = self._named(cloud.name)
-            settings = _settings(cloud, secrets)
+            settings = settings_of(cloud, secrets)
             if (cloud.url, cloud.options, cloud.secrets) != (old.url, old.options, old.secrets):
                 await self._pool.run(
                     jobs.check_identity, settings, self.config.drive_id, old.cloud_id, deadline_s=IDENTITY_DEADLINE_S
                 )
             others = tuple(cloud if each.name == cloud.name else each for each in self.config.clouds)
+            if cloud not in others:  # on the list, but not in the TOML file so far
+                others = (*others, cloud)
             await self._write(evolve(self.config, clouds=others))
-            await self._enter(cloud, entry_of(_row(cloud), settings))
+            await self._enter(cloud, entry_of(row_of(cloud), settings))
 
     async def remove(self, name: str, *, lost: bool) -> dict[str, object]:
         """Take a cloud off the list.  `lost`: also if some packs lie nowhere else; they cannot be read any more.
@@ -225,7 +285,8 @@ class Roster:
             await self._write(evolve(self.config, clouds=left))
             if is_listed:
                 await self._metadata.remove_cloud(key)
-                await self._metadata.set_local(f"{SIGNED_PREFIX}{name}", "")
+                await forget_access(self._metadata, name)
+                await self._metadata.set_local(_signed(name), "")
                 await self._metadata.make_durable()
                 self._multifs.drop_cloud(key)
             return {"lost_packs": packs, "lost_bytes": size_bytes, "degraded": await self._metadata.degraded_packs()}
@@ -262,11 +323,11 @@ class Roster:
         for other in self.config.clouds:
             if other.name == cloud.name:
                 raise UsageError(
-                    f"there is a cloud {cloud.name!r} already ({_shown_url(other)}); choose another name, "
+                    f"there is a cloud {cloud.name!r} already ({shown_url(other)}); choose another name, "
                     f"or change it with: cuckoo cloud set {cloud.name}"
                 )
             if parse_place(other.url) == parse_place(cloud.url):
-                raise UsageError(f"{_shown_url(cloud)} is already cloud {other.name!r} of this drive")
+                raise UsageError(f"{shown_url(cloud)} is already cloud {other.name!r} of this drive")
         if CloudName(cloud.name) in self._multifs.names:
             raise UsageError(f"there is a cloud {cloud.name!r} on the drive's list already; choose another name")
 
@@ -275,7 +336,7 @@ class Roster:
         ids = {other.cloud_id: other.name for other in self.config.clouds}
         ids |= {self._multifs.entry(name).cloud_id: name for name in self._multifs.names}
         if found in ids:
-            raise UsageError(f"{_shown_url(cloud)} is the same place as cloud {ids[found]!r} of this drive")
+            raise UsageError(f"{shown_url(cloud)} is the same place as cloud {ids[found]!r} of this drive")
         return found
 
     def _named(self, name: str) -> CloudConfig:
@@ -302,8 +363,11 @@ class Roster:
         return set(await self._metadata.pack_intents()) - self._writer.left
 
     async def _enter(self, cloud: CloudConfig, entry: CloudEntry) -> None:
-        """Put a signed cloud on the list and use it."""
-        await self._metadata.put_cloud(_row(cloud))
+        """Put a signed cloud on the list, with how it is opened, and use it."""
+        access = access_of(cloud, dict(entry.settings.secrets))
+        if access is not None:
+            await store_access(self._metadata, cloud.name, access, self._keys, encrypted=self.config.encrypted)
+        await self._metadata.put_cloud(row_of(cloud))
         await self._metadata.make_durable()
         self._multifs.set_cloud(CloudName(cloud.name), entry)
         if not self._multifs.is_up(CloudName(cloud.name)):
@@ -313,32 +377,16 @@ class Roster:
         try:
             secrets = await trio.to_thread.run_sync(resolve_secrets, self.config.name, config)
         except ConfigurationError as error:
-            return entry_of(row, _settings(config, {}), trouble=str(error).removeprefix(f"cloud {config.name}: "))
-        return entry_of(row, _settings(config, dict(secrets)))
+            return entry_of(row, settings_of(config, {}), trouble=str(error).removeprefix(f"cloud {config.name}: "))
+        return entry_of(row, settings_of(config, dict(secrets)))
 
     async def _write(self, config: DriveConfig) -> None:
         await trio.to_thread.run_sync(store_clouds, config.clouds, self._paths)
         self.config = config
 
 
-def _settings(cloud: CloudConfig, secrets: Mapping[str, str]) -> CloudSettings:
-    return CloudSettings(name=cloud.name, url=cloud.url, options=cloud.options, secrets=tuple(sorted(secrets.items())))
-
-
-def _row(cloud: CloudConfig) -> CloudRow:
-    return CloudRow(
-        name=CloudName(cloud.name),
-        cloud_id=cloud.cloud_id,
-        url=cloud.url,
-        capacity_bytes=cloud.capacity_bytes,
-        reserve_bytes=cloud.reserve_bytes,
-        group=cloud.group,
-        read_only=cloud.read_only,
-    )
-
-
-def _shown_url(cloud: CloudConfig) -> str:
-    return hide_secrets(cloud.url, CloudSettings(name=cloud.name, url=cloud.url))
+def _signed(name: str) -> str:
+    return f"{SIGNED_PREFIX}{name}"
 
 
 def _only_there(name: str, packs: int, size_bytes: int) -> str:

@@ -4,6 +4,9 @@ Used by drive.py and commands.  The metadata are the original; the roster copies
 the copies of those that are gone.  Loop only, but for `unlock_store`, which runs before any loop.
 Invariant: once a slot for the recovery key is durable, there is always one; once there is one for a passphrase, too:
 an older slot is removed only after the newer one is durable.  A number never comes back.
+
+A drive that is not encrypted has a slot for a passphrase that everybody knows, `OPEN_PASSPHRASE`: nothing is to be
+guarded there, but whoever opens the drive from its clouds needs the drive key for the keyed hashes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import trio
 from attrs import define, field, frozen
 from blake3 import blake3
 
-from cuckoo_mount.errors import CloudCorrupt, FormatError, MetadataError, WrongKey
+from cuckoo_mount.errors import CloudCorrupt, FormatError, MetadataError, UsageError, WrongKey
 from cuckoo_mount.format import ID_BYTES, SlotKind, key_slot_name, keys_prefix, parse_key_slot_name
 from cuckoo_mount.layers.keyslots import (
     DEFAULT_COST,
@@ -41,6 +44,12 @@ log = logging.getLogger(__name__)
 SLOT_PREFIX: Final = "keyslot."
 RECOVERY_KEY_SHOWN: Final = "recovery_key_shown"
 """Local setting: "1" once the recovery key was asked for on this machine."""
+OPEN_PASSPHRASE: Final = Passphrase("cuckoo-mount: this drive is not encrypted")
+OPEN_COST: Final = Argon2Cost(memory_kib=8, iterations=1, lanes=1)
+"""There is nothing to be guessed: the least that Argon2 can do."""
+ENCRYPTION: Final = "encryption"
+UNENCRYPTED: Final = "none"
+"""The drive's setting that says whether it is encrypted, and its value if it is not."""
 PROOF_CONTEXT: Final = "cuckoo-mount 2026-11 proof of the drive key"
 _ANY: Final = bytes(ID_BYTES)
 
@@ -67,7 +76,7 @@ async def objects(metadata: Metadata, drive_id: bytes) -> dict[str, bytes]:
 async def ensure_recovery_slot(metadata: Metadata, drive_id: bytes, drive_key: bytes) -> None:
     """Make the slot of the recovery key if there is none, durably; else check that `drive_key` is this drive's.
 
-    To be called at every open of an encrypted drive; takes no time.  Raises: WrongKey, MetadataError.
+    To be called at every open; takes no time.  Raises: WrongKey, MetadataError.
     """
     secret = recovery_key_of(drive_key)
     stored = await slots(metadata)
@@ -80,6 +89,22 @@ async def ensure_recovery_slot(metadata: Metadata, drive_id: bytes, drive_key: b
         known = b""
     if not hmac.compare_digest(known, drive_key):
         raise WrongKey("the drive key is that of another drive; put this drive's key file back, or its state folder")
+
+
+async def is_open(metadata: Metadata) -> bool:
+    """Return whether the drive was made without encryption."""
+    return await metadata.get_setting(ENCRYPTION) == UNENCRYPTED
+
+
+async def ensure_open_slot(metadata: Metadata, drive_id: bytes, drive_key: bytes) -> None:
+    """Make the slot that `OPEN_PASSPHRASE` opens, durably, if the drive is not encrypted and has none for a passphrase.
+
+    To be called at every open; takes no time.  Raises: MetadataError.
+    """
+    if await is_open(metadata):
+        stored = await slots(metadata)
+        if not any(slot.kind == "passphrase" for slot in stored):
+            await _put(metadata, _next_slot(stored, drive_id, drive_key, OPEN_PASSPHRASE, OPEN_COST))
 
 
 async def set_passphrase(
@@ -140,20 +165,26 @@ class DriveSlots:
     _changing: trio.Lock = field(init=False, repr=False, factory=trio.Lock)
 
     async def ensure_recovery(self) -> None:
-        """See `ensure_recovery_slot`."""
+        """See `ensure_recovery_slot` and `ensure_open_slot`."""
         await ensure_recovery_slot(self.metadata, self.drive_id, self.drive_key)
+        await ensure_open_slot(self.metadata, self.drive_id, self.drive_key)
 
     async def objects(self) -> dict[str, bytes]:
         """See `objects`."""
         return await objects(self.metadata, self.drive_id)
 
     async def change_passphrase(self, passphrase: Passphrase, proof: str) -> None:
-        """See `set_passphrase`.  Raises: WrongKey if `proof` is not that of the drive key.
+        """See `set_passphrase`.
+
+        Raises: WrongKey if `proof` is not that of the drive key; UsageError on a drive that is not encrypted, which a
+        passphrase would not guard, but keep from being opened without one.
 
         A process that reaches the control socket may read what is mounted; it is not to get at the key as well.
         """
         if not hmac.compare_digest(proof.encode(), proof_of(self.drive_key).encode()):
             raise WrongKey("the passphrase is changed only by somebody who has the drive's key or passphrase")
+        if await is_open(self.metadata):
+            raise UsageError("a drive that is not encrypted has no passphrase; nobody needs one to read it")
         async with self._changing:
             await set_passphrase(self.metadata, self.drive_id, self.drive_key, passphrase)
 
@@ -162,8 +193,8 @@ class DriveSlots:
         await note_recovery_key_shown(self.metadata)
 
     async def recovery_key_shown(self) -> bool:
-        """See `recovery_key_shown`."""
-        return await recovery_key_shown(self.metadata)
+        """See `recovery_key_shown`; True as well where nobody needs that key, on a drive that is not encrypted."""
+        return await is_open(self.metadata) or await recovery_key_shown(self.metadata)
 
 
 def _key(number: int, kind: SlotKind) -> str:

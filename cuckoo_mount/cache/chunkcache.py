@@ -195,6 +195,10 @@ class ChunkCache:
         """Freeze all that is dirty at one moment, to bring it to the clouds as it was then.  See `Cutter.cut`."""
         return self._cutter.cut(epoch, at_moment)
 
+    def stop_sending(self) -> None:
+        """Send nothing more by itself, for as long as the drive is open; what is dirty stays so."""
+        self._writeback.stop()
+
     def retry_sending(self) -> None:
         """Try again now what clouds would not take: one of them is back."""
         self._writeback.retry()

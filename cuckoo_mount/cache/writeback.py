@@ -47,6 +47,7 @@ class WriteBack:
         self.limiter: Final = trio.CapacityLimiter(MAX_PACKS_AT_ONCE)
         self._hurry = 0
         self._held = False
+        self._stopped = False
         self._under_way = 0
         self._ended = Pulse()
         self._completing = False
@@ -69,6 +70,10 @@ class WriteBack:
     def retry(self) -> None:
         """Try again now what clouds would not take: one of them is back."""
         self._sender.kick.set()
+
+    def stop(self) -> None:
+        """Begin no more packs, ever: somebody else writes the drive now.  What is dirty stays so."""
+        self._stopped = True
 
     async def hold(self) -> None:
         """Begin no more packs, and return when none is under way; `resume` must follow, also if this is cancelled."""
@@ -99,7 +104,7 @@ class WriteBack:
                 statistics = self._metadata.statistics()
                 idle_s = idle_s + POLL_S if statistics.dirty_bytes == seen and timeout.cancelled_caught else 0.0
                 seen = statistics.dirty_bytes
-                if not statistics.dirty_chunks or self._held:
+                if not statistics.dirty_chunks or self._held or self._stopped:
                     continue
                 urgent = self._hurry > 0 or self._content.pressure.is_high or idle_s >= IDLE_S
                 if not self._completing:
@@ -112,7 +117,7 @@ class WriteBack:
             ticket = object()
             await self.limiter.acquire_on_behalf_of(ticket)
             await self._content.versions.reserve(MAX_CHUNKS_PER_PACK)
-            batch = [] if self._held else await self._next_batch(urgent=urgent)
+            batch = [] if self._held or self._stopped else await self._next_batch(urgent=urgent)
             # No checkpoint between the look at what is dirty and the freeze.
             for frozen in batch:
                 self._content.freeze(frozen)

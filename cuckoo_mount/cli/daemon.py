@@ -22,6 +22,7 @@ from cuckoo_mount.cli.lock import DriveLock
 from cuckoo_mount.cli.logs import log_to_file, log_to_terminal, stop_terminal
 from cuckoo_mount.cli.mounts import real_path
 from cuckoo_mount.cli.unlocking import find_drive_key
+from cuckoo_mount.cli.views import clear_view, view_paths
 from cuckoo_mount.config import (
     DriveConfig,
     DrivePaths,
@@ -43,6 +44,7 @@ class MountRequest:
     """What the command line asked for.  `mountpoint` None: the one in the configuration file.
 
     `passphrase_file`: for a drive without a key file; None: a systemd credential, or the terminal.
+    `take_over`, `epoch`: see preparing.Terms.
     """
 
     paths: DrivePaths
@@ -51,13 +53,16 @@ class MountRequest:
     foreground: bool
     log_level: str
     passphrase_file: str | None = None
+    take_over: bool = False
+    epoch: int | None = None
 
 
 @frozen(slots=True, kw_only=True)
 class Prepared:
-    """Everything checked: what the loop starts from."""
+    """Everything checked: what the loop starts from.  `paths`: of the drive, or of the view of an older epoch."""
 
     request: MountRequest
+    paths: DrivePaths
     config: DriveConfig
     key: bytes
     mountpoint: Path
@@ -78,13 +83,19 @@ def mount_drive(request: MountRequest) -> int:
     terminal = log_to_terminal(request.log_level if request.foreground else "warning")
     check_fuse()
     os.umask(0o077)
-    with hold_drive(request.paths, reporter) as lock:
-        prepared = _prepare(request, lock, reporter)
-        log_to_file(request.paths.log, request.log_level)
+    # An older epoch has a lock, a socket and folders of its own: it can be looked at beside the mounted drive.
+    paths = request.paths if request.epoch is None else view_paths(request.paths, request.epoch)
+    with hold_drive(paths, reporter) as lock:
+        prepared = _prepare(request, paths, lock, reporter)
+        log_to_file(paths.log, request.log_level)
         if not request.foreground:
             stop_terminal(terminal)
-            reporter = go_to_background(request.paths.log, keep=[lock.fd, *_log_files()])
-        return _run(prepared, reporter)
+            reporter = go_to_background(paths.log, keep=[lock.fd, *_log_files()])
+        try:
+            return _run(prepared, reporter)
+        finally:
+            if request.epoch is not None:
+                clear_view(paths)
 
 
 def _log_files() -> list[int]:
@@ -93,16 +104,18 @@ def _log_files() -> list[int]:
     return [stream.fileno() for stream in streams if stream is not None]
 
 
-def _prepare(request: MountRequest, lock: DriveLock, reporter: Reporter) -> Prepared:
-    paths = request.paths
-    config = read_config(paths)
-    asked = request.mountpoint or (config.mountpoint if config is not None else None)
+def _prepare(request: MountRequest, paths: DrivePaths, lock: DriveLock, reporter: Reporter) -> Prepared:
+    config = read_config(request.paths)
+    if config is None and request.epoch is not None:
+        raise UsageError(f"there is no drive {request.paths.name!r} here whose epoch {request.epoch} could be shown")
+    noted = config.mountpoint if config is not None and request.epoch is None else None
+    asked = request.mountpoint or noted
     if asked is None:
         raise UsageError("where is the drive to be mounted? For example: cuckoo-mount ~/Cuckoo")
     mountpoint = real_path(asked)
-    if config is not None and config.mountpoint not in (None, mountpoint):
-        assert config.mountpoint is not None
-        clear_dead_mount(config.mountpoint, reporter)
+    if noted not in (None, mountpoint):
+        assert noted is not None
+        clear_dead_mount(noted, reporter)
     clear_dead_mount(mountpoint, reporter)
     check_mountpoint_place(mountpoint, paths, config)
     check_mountpoint(mountpoint)
@@ -113,10 +126,13 @@ def _prepare(request: MountRequest, lock: DriveLock, reporter: Reporter) -> Prep
         raise ConfigurationError(
             f"drive {paths.name!r} has no clouds; add one: cuckoo cloud add NAME URL{drive_argument(paths.name)}"
         )
-    key = find_drive_key(config, paths, request.passphrase_file)
-    if store_mountpoint(mountpoint, paths):
+    key = find_drive_key(config, request.paths, request.passphrase_file)
+    if request.epoch is not None:
+        clear_view(paths)
+        config = evolve(config, name=paths.name, mountpoint=mountpoint)
+    elif store_mountpoint(mountpoint, paths):
         config = evolve(config, mountpoint=mountpoint)
-    return Prepared(request=request, config=config, key=key, mountpoint=mountpoint, lock=lock)
+    return Prepared(request=request, paths=paths, config=config, key=key, mountpoint=mountpoint, lock=lock)
 
 
 def _introduce(config: DriveConfig, paths: DrivePaths, reporter: Reporter) -> None:
@@ -168,7 +184,7 @@ def _run(prepared: Prepared, reporter: Reporter) -> int:
             log.error("%s", known, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
             reporter.fail(str(known), known.exit_status)
             return known.exit_status
-        where = shown(prepared.request.paths.log)
+        where = shown(prepared.paths.log)
         log.critical("%s: a bug in cuckoo-mount, please report it with %s", type(inner).__name__, where, exc_info=error)
         reporter.fail(f"failed because of a bug ({type(inner).__name__}); see {where}", 1)
         return 1

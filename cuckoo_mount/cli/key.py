@@ -47,7 +47,9 @@ def show_recovery(passphrase_file: str | None, drive: str, as_json: bool) -> int
         common.print_json({"drive": drive, "recovery_key": recovery_key})
     else:
         click.echo(recovery_key)
-        click.echo("Keep it off this machine, on paper for example: whoever has it can open the drive.", err=True)
+        keep = "Keep it off this machine, on paper for example: whoever has it can open the drive."
+        nobody = "Nobody needs it: the drive is not encrypted, each of its clouds is enough to open it."
+        click.echo(keep if config.encrypted else nobody, err=True)
     _note_shown(drive, paths)
     return common.DONE
 
@@ -69,6 +71,8 @@ def change_passphrase(passphrase_file: str | None, old_passphrase_file: str | No
     if passphrase_file == old_passphrase_file == STANDARD_INPUT:
         raise UsageError("only one of the two passphrases can come from standard input; put the other into a file")
     config, paths = _known_drive(drive)
+    if not config.encrypted:
+        raise UsageError(f"drive {drive!r} is not encrypted and has no passphrase; nobody needs one to read it")
     key = find_drive_key(config, paths, old_passphrase_file)
     new = read_new_passphrase(drive, passphrase_file)
     new.encoded()  # refused here if it is no text

@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, str]] = {
     "umount": "Send what is left, and unmount a drive.",
     "drives": "List the drives of this machine.",
     "init": "Make a drive for clouds of your own.",
+    "recover": "Make a drive on this machine from one of its clouds and the passphrase.",
     "cloud": "Add, list, test, change and remove a drive's clouds.",
     "key": "Show the recovery key, change the passphrase.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
@@ -31,7 +32,7 @@ COMMANDS: Final[dict[str, str]] = {
     "completion": "Print what makes a shell complete commands and names.",
 }
 # In the contract, not in this release.
-LATER: Final = frozenset({"recover", "fsck", "scrub", "rebalance"})
+LATER: Final = frozenset({"fsck", "scrub", "rebalance"})
 
 
 class LazyGroup(click.Group):

@@ -30,8 +30,14 @@ PROGRAM = "cuckoo-mount"
     metavar="FILE",
     help="Where the passphrase is, if the drive has no key file; - is standard input.",
 )
-@click.option("--take-over", is_flag=True, help="(Comes with a later release.)")
-@click.option("--epoch", type=int, metavar="N", help="(Comes with a later release.)")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Also if another machine has the drive, or changed it meanwhile: what is here counts from now on.",
+)
+@click.option(
+    "--epoch", type=click.IntRange(1), metavar="N", help="Show the drive as it was then, read-only, beside its mount."
+)
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
@@ -57,9 +63,10 @@ def command(
 
     Returns to the shell once the drive answers.  Without MOUNTPOINT it is mounted where it was last time.
     """
-    for asked, name in ((take_over, "--take-over"), (epoch is not None, "--epoch")):
-        if asked:
-            raise UsageError(f"{name} comes with a later release, with drives shared between machines; leave it out")
+    if take_over and epoch is not None:
+        raise UsageError(
+            "--epoch shows an old state and writes nothing, so there is nothing to take over; leave one out"
+        )
     # What follows costs a few 100 ms to import, and --help should not wait for it.
     from cuckoo_mount.cli.daemon import MountRequest, mount_drive
 
@@ -70,6 +77,8 @@ def command(
         foreground=foreground,
         log_level=log_level,
         passphrase_file=passphrase_file,
+        take_over=take_over,
+        epoch=epoch,
     )
     return mount_drive(request)
 

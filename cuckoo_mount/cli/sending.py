@@ -154,12 +154,15 @@ def _rendered(shown: Progress) -> RenderableType:
 
 def unsent(pending: object) -> bool:
     """Return whether a `pending` record names anything."""
-    return isinstance(pending, dict) and any(pending.get(key) for key in ("files", "chunks", "bytes"))
+    return isinstance(pending, dict) and any(pending.get(key) for key in ("files", "chunks", "bytes", "changes"))
 
 
 def describe(pending: object) -> str:
-    """Return a `pending` record in words: `1.5 GiB in 3 files`."""
+    """Return a `pending` record in words: `1.5 GiB in 3 files`, or `12 changes of names and attributes`."""
     record = pending if isinstance(pending, dict) else {}
+    changes = record.get("changes", 0)
+    if changes and not record.get("bytes"):
+        return f"{changes} change{'' if changes == 1 else 's'} of names and attributes"
     files = record.get("files", 0)
     return f"{human_size(int(record.get('bytes', 0)))} in {files} file{'' if files == 1 else 's'}"
 

@@ -28,7 +28,8 @@ from cuckoo_mount.config.paths import shown
 from cuckoo_mount.drive import open_drive
 from cuckoo_mount.errors import CuckooError
 from cuckoo_mount.fuse.control import ControlServer
-from cuckoo_mount.fuse.mount import parse_mount_options, request_stop, serve_mount
+from cuckoo_mount.fuse.mount import MountOptions, parse_mount_options, request_stop, serve_mount
+from cuckoo_mount.preparing import Terms
 
 log = logging.getLogger(__name__)
 ANSWER_DEADLINE_S: Final = 30.0
@@ -84,10 +85,11 @@ def _detach(prepared: Prepared) -> None:
 
 
 async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> str:
-    paths, options = prepared.request.paths, parse_mount_options(prepared.request.options)
-    async with open_drive(prepared.config, paths, prepared.key) as drive:
+    paths, options = prepared.paths, parse_mount_options(prepared.request.options)
+    terms = _terms(prepared, read_only=options.read_only)
+    async with open_drive(prepared.config, paths, prepared.key, terms) as drive:
         session = Session(
-            drive=drive, mountpoint=prepared.mountpoint, read_only=options.read_only, stop_serving=request_stop
+            drive=drive, mountpoint=prepared.mountpoint, read_only=not terms.writing, stop_serving=request_stop
         )
         control = ControlServer(paths.socket, {**session.commands(), **control_commands(drive)})
         async with trio.open_nursery() as nursery:
@@ -99,7 +101,7 @@ async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> s
                 drive.filesystem,
                 prepared.mountpoint,
                 drive_name=prepared.config.name,
-                options=options,
+                options=options if terms.writing else MountOptions(options.kernel | {"ro"}),
                 upcalls_to=session.take_upcalls,
                 ready=ready,
             )
@@ -111,6 +113,12 @@ async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> s
                 await control.wait_until_idle()
             nursery.cancel_scope.cancel()
     return said
+
+
+def _terms(prepared: Prepared, *, read_only: bool) -> Terms:
+    request = prepared.request
+    writing = not read_only and request.epoch is None
+    return Terms(writing=writing, take_over=request.take_over and writing, epoch=request.epoch)
 
 
 async def _announce(ready: trio.Event, session: Session, prepared: Prepared, reporter: Reporter, ends: _Ends) -> None:
@@ -139,6 +147,4 @@ async def _warn_of_silence(mountpoint: Path) -> None:
 
 
 def _holder(prepared: Prepared, *, ending: bool) -> LockHolder:
-    return LockHolder(
-        pid=os.getpid(), mountpoint=prepared.mountpoint, socket=prepared.request.paths.socket, ending=ending
-    )
+    return LockHolder(pid=os.getpid(), mountpoint=prepared.mountpoint, socket=prepared.paths.socket, ending=ending)

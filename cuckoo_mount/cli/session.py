@@ -49,6 +49,10 @@ class PendingCounts(Protocol):
     def bytes(self) -> int:
         """Their plain bytes."""
 
+    @property
+    def changes(self) -> int:
+        """Changes of names, attributes and content that are in no durable epoch."""
+
 
 class ControlledDrive(Protocol):
     """What a session needs of a drive."""
@@ -142,13 +146,13 @@ class Session:
     async def finish(self) -> str:
         """After `serve_mount` returned: send for what is left of the time, and return a line on where everything is."""
         self._unmounted = True
-        if self.drive.pending().bytes and self.grace_s:
+        if is_unsent(self.drive.pending()) and self.grace_s:
             log.info("unmounted; sending what is left, for at most %.0f s", self.grace_s)
             with trio.move_on_after(self.grace_s) as self._sending:
                 await self._send_all()
         left = self.drive.pending()
         self.ended.set()
-        if not left.chunks and not left.bytes:
+        if not is_unsent(left):
             return "unmounted; everything is on the clouds"
         why = "".join(f"; {describe_trouble(trouble)}" for trouble in self.drive.troubles())
         return f"unmounted; {describe_pending(left)} safely on the local disk, to be sent after the next mount{why}"
@@ -157,7 +161,7 @@ class Session:
 
     async def _status(self, call: Call) -> Mapping[str, object]:
         drive = await self.drive.status()
-        if self.read_only and drive.get("state") == "ok":
+        if self.read_only:
             drive["state"] = "read-only"
         return {
             "schema": STATUS_SCHEMA,
@@ -229,7 +233,7 @@ class Session:
     async def _retry_clouds(self) -> None:
         """Whoever waits does not want to wait for the pauses that a cloud in trouble is given, up to a minute."""
         while True:
-            if self.drive.pending().chunks and self.drive.troubles():
+            if is_unsent(self.drive.pending()) and self.drive.troubles():
                 await self.drive.retry_clouds()
             await trio.sleep(RETRY_S)
 
@@ -262,8 +266,16 @@ class Session:
         return {"violated": await self.drive.check_invariants()}
 
 
+def is_unsent(pending: PendingCounts) -> bool:
+    """Return whether anything is not on the clouds."""
+    return bool(pending.chunks or pending.bytes or pending.changes)
+
+
 def describe_pending(pending: PendingCounts) -> str:
     """Return what is unsent in words, with its verb."""
+    if not pending.bytes:
+        changes = "1 change" if pending.changes == 1 else f"{pending.changes} changes"
+        return f"{changes} of names and attributes {'is' if pending.changes == 1 else 'are'} not yet on the clouds but"
     files = "1 file" if pending.files == 1 else f"{pending.files} files"
     verb = "is" if pending.files == 1 else "are"
     return f"{human_size(pending.bytes)} of {files} {verb} not yet on the clouds but"
@@ -278,4 +290,4 @@ def program_version() -> str:
 
 
 def _counts(pending: PendingCounts) -> dict[str, int]:
-    return {"files": pending.files, "chunks": pending.chunks, "bytes": pending.bytes}
+    return {"files": pending.files, "chunks": pending.chunks, "bytes": pending.bytes, "changes": pending.changes}

@@ -90,8 +90,9 @@ def lines(status: Status, *, rate: float = 0.0) -> Iterator[tuple[str, str]]:
     epoch = _table(status, "epoch")
     if epoch.get("cloud") is not None:
         age = epoch.get("age_s")
-        since = f", {human_time(age)} old" if isinstance(age, int | float) else ""
-        yield "epoch", f"{epoch.get('local')} here, {epoch['cloud']} on the clouds{since}"
+        since = f", the state of {human_time(age)} ago" if isinstance(age, int | float) and age else ""
+        here = f"{epoch.get('local')} here, " if epoch.get("local") != epoch["cloud"] else ""
+        yield "epoch", f"{here}{epoch['cloud']} on the clouds{since}"
 
 
 def _queue(status: Status, rate: float) -> str:
@@ -180,8 +181,10 @@ def _notes(status: Status) -> Iterator[str]:
         yield "One folder on the same disk is no backup: when this disk dies, the drive dies with it."
     if status.get("recovery_key_shown") is False:
         yield f"Keep the recovery key somewhere else than on this machine: cuckoo key show-recovery{option}"
-    if _table(status, "epoch").get("cloud") is None:
-        yield "Names and attributes are on this machine only; keeping them on the clouds comes with a later release."
+    if reason := status.get("read_only_reason"):
+        yield f"Read-only: {reason}."
+    if _table(status, "epoch").get("cloud") is None and clouds:
+        yield "Names and attributes are on this machine only, until the first epoch is on the clouds: cuckoo sync"
 
 
 def _redundancy_notes(status: Status, option: str) -> Iterator[str]:
@@ -223,9 +226,9 @@ def _is_folder(url: str) -> bool:
 
 
 def is_unsent(status: Status) -> bool:
-    """Return whether some content is not on the clouds."""
+    """Return whether something is not on the clouds."""
     pending = _table(status, "pending")
-    return bool(_number(pending, "bytes") or _number(pending, "chunks"))
+    return any(_number(pending, key) for key in ("bytes", "chunks", "changes"))
 
 
 def clouds_of(status: Status) -> list[Status]:

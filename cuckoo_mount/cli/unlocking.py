@@ -6,20 +6,22 @@ Used by daemon.py, operate.py and key.py, before any loop runs.  Blocks, perhaps
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from cuckoo_mount.config import DriveConfig, DrivePaths, read_drive_key, shown
 from cuckoo_mount.config.passphrase import TRIES, credential_file, read_passphrase
 from cuckoo_mount.errors import ConfigurationError, UsageError, WrongKey
 from cuckoo_mount.layers.keyslots import Passphrase
 from cuckoo_mount.layers.recoverykey import parse_recovery_key
-from cuckoo_mount.slots import stored_slots, unlock_store
+from cuckoo_mount.slots import OPEN_PASSPHRASE, stored_slots, unlock_store
 
 
 def find_drive_key(config: DriveConfig, paths: DrivePaths, passphrase_file: str | None = None) -> bytes:
     """Return the drive key of a drive of this machine.
 
     Without a key file a passphrase opens it: from `passphrase_file` ("-": standard input), a systemd credential or, for
-    a drive made with --ask, the terminal.  The recovery key may stand in its place.
+    a drive made with --ask, the terminal.  The recovery key may stand in its place.  A drive that is not encrypted has
+    a passphrase that is known.
     Raises: ConfigurationError that says what to do, WrongKey, UsageError, MetadataError.
     """
     if paths.key_file.exists():
@@ -29,6 +31,9 @@ def find_drive_key(config: DriveConfig, paths: DrivePaths, passphrase_file: str 
             f"neither {shown(paths.key_file)} nor {shown(paths.metadata)} is here: the drive's key is in none of "
             "them; put one of the two back from a backup"
         )
+    if not config.encrypted:
+        with suppress(WrongKey):
+            return unlock_store(paths.metadata, config.drive_id, OPEN_PASSPHRASE)
     given = passphrase_file is not None or credential_file(paths.name) is not None
     if not given and not config.ask:
         raise ConfigurationError(

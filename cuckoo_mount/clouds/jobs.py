@@ -7,12 +7,20 @@ OSError for a local file.  Bytes come back through the pipe; bytes to send go by
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from cuckoo_mount.clouds import identity
 from cuckoo_mount.clouds.base import Capabilities, CloudSettings, ObjectInfo, Space
 from cuckoo_mount.clouds.registry import expecting, forget_cloud, open_cloud, without_expectations
-from cuckoo_mount.errors import FormatError
+from cuckoo_mount.errors import CloudCorrupt, CloudMissing, FormatError
+from cuckoo_mount.format import ID_BYTES, ROOT_PREFIX
+
+WHOLE_BYTES: Final = 64 << 10
+"""An object up to this size is fetched whole where only its ends are wanted: one request instead of two."""
+_IDENTITY: Final = re.compile(rf"{ROOT_PREFIX}/([0-9a-f]{{{2 * ID_BYTES}}})/drive\.json", re.ASCII)
 
 
 def put_file(settings: CloudSettings, name: str, path: str, size_bytes: int | None = None) -> None:
@@ -35,6 +43,40 @@ def put(settings: CloudSettings, name: str, data: bytes) -> None:
 def get(settings: CloudSettings, name: str) -> bytes:
     """Return a whole object, as `Cloud.get`."""
     return open_cloud(settings).get(name)
+
+
+def get_file(settings: CloudSettings, name: str, path: str) -> None:
+    """Fetch object `name` into the local file `path`, which appears when it is complete.
+
+    Raises: OSError if the file cannot be written; otherwise as `Cloud.get`.
+    """
+    data = open_cloud(settings).get(name)
+    part = f"{path}.fetched"
+    with open(part, "wb", buffering=0) as file:
+        file.write(data)
+    os.rename(part, path)
+
+
+def get_ends(
+    settings: CloudSettings, objects: Sequence[tuple[str, int]], head_bytes: int, tail_bytes: int
+) -> list[tuple[bytes, bytes] | None]:
+    """Return the first and last bytes of objects given as (name, size), None for one that is gone or too short.
+
+    One request for each that is small, else two.  Raises: as `Cloud.get`, but for CloudMissing and CloudCorrupt.
+    """
+    cloud = open_cloud(settings)
+    found: list[tuple[bytes, bytes] | None] = []
+    for name, size_bytes in objects:
+        try:
+            if size_bytes <= WHOLE_BYTES:
+                data = cloud.get(name)
+                found.append((data[:head_bytes], data[-tail_bytes:]) if len(data) >= head_bytes + tail_bytes else None)
+            else:
+                tail = cloud.get_range(name, size_bytes - tail_bytes, tail_bytes)
+                found.append((cloud.get_range(name, 0, head_bytes), tail))
+        except (CloudMissing, CloudCorrupt):
+            found.append(None)
+    return found
 
 
 def get_range(settings: CloudSettings, name: str, offset: int, length_bytes: int) -> bytes:
@@ -83,3 +125,13 @@ def write_identity(settings: CloudSettings, drive_id: bytes, cloud_id: bytes) ->
 def find_identity(settings: CloudSettings, drive_id: bytes) -> bytes | None:
     """Return the cloud id that the place has in drive `drive_id`, None if it was never a cloud of that drive."""
     return identity.find_identity(open_cloud(without_expectations(settings)), drive_id)
+
+
+def find_drives(settings: CloudSettings) -> list[bytes]:
+    """Return the ids of the drives that have a drive.json at this place, sorted.  Lists all that is below cuckoo/."""
+    cloud = open_cloud(without_expectations(settings))
+    found: set[bytes] = set()
+    for item in cloud.list(f"{ROOT_PREFIX}/"):
+        if (shown := _IDENTITY.fullmatch(item.name)) is not None:
+            found.add(bytes.fromhex(shown[1]))
+    return sorted(found)

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 from typing import Final, Protocol, cast
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.records import CloudConfig
@@ -144,3 +144,29 @@ def secrets_in_url(url: str) -> list[str]:
     credentials, at, _ = place.rpartition("@")
     found = ["user", "password"] if at and ":" in credentials else []
     return found + [key for key, value in parse_qsl(query) if value and _SECRET_QUERY.search(key)]
+
+
+def part_url(url: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return `url` without what looks like a secret in it, and that as (key, value) pairs, sorted.
+
+    The keys are those of `secrets_in_url`: given by `--secret`, the values would do the same.  Not for folders, whose
+    paths may have any sign in them.
+    """
+    scheme, separator, rest = url.partition("://")
+    # At the first @, as the drivers do: a secret key may have a slash in it, a place has no @.
+    credentials, at, place = rest.partition("@")
+    found: dict[str, str] = {}
+    if at and ":" in credentials:
+        user, _, password = credentials.partition(":")
+        found = {"user": unquote(user), "password": unquote(password)}
+        rest = place
+    place, mark, query = rest.partition("?")
+    kept = []
+    for part in query.split("&"):
+        key, _, value = part.partition("=")
+        if value and _SECRET_QUERY.search(unquote_plus(key)):
+            found[unquote_plus(key)] = unquote_plus(value)
+        else:
+            kept.append(part)
+    query = "&".join(kept)
+    return f"{scheme}{separator}{place}{mark if query else ''}{query}", tuple(sorted(found.items()))

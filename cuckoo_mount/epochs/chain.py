@@ -106,6 +106,21 @@ class Chain:
             return "forked"
         return "equal" if epoch == self.history[-1].name.epoch else "behind"
 
+    @property
+    def loadable(self) -> tuple[int, ...]:
+        """The epochs that can be loaded: all from the oldest snapshot of the history on."""
+        numbers = [entry.name.epoch for entry in self.history]
+        first = next((place for place, entry in enumerate(self.history) if entry.name.kind == "snapshot"), len(numbers))
+        return tuple(numbers[first:])
+
+    def parts_of(self, epoch: int) -> tuple[EpochObject, ...]:
+        """Return what loading this epoch of the history takes; empty if it cannot be loaded."""
+        if epoch not in self.loadable:
+            return ()
+        line = [entry for entry in self.history if entry.name.epoch <= epoch]
+        base = max(place for place, entry in enumerate(line) if entry.name.kind == "snapshot")
+        return tuple(line[base:])
+
     def parts_after(self, epoch: int) -> tuple[EpochObject, ...]:
         """Return what brings a copy of this epoch, of the same chain, to the tip.
 

@@ -11,7 +11,7 @@ import os
 import struct
 from typing import Final
 
-from attrs import field, frozen, validators
+from attrs import asdict, field, frozen, validators
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -37,19 +37,19 @@ class Lease:
     """A claim.  `time_ns`: when it was made or renewed, by its writer's clock; for people, nothing is decided by it.
 
     `host`: for people, too.  `counter`: 1 in a new claim, one more at each renewal.
+    `released`: its writer ended in good order and writes no more under this term.
     """
 
     time_ns: int = field(validator=[validators.ge(0), validators.le(TERM_MAX)])
     host: str = field(validator=validators.max_len(HOST_BYTES_MAX))
     counter: int = field(validator=[validators.ge(1), validators.le(TERM_MAX)])
+    released: bool = False
 
 
 def seal_lease(lease: Lease, name: LeaseName, keys: DriveKeys, drive_id: bytes, *, encrypted: bool) -> bytes:
     """Return the object to put under `name`; other bytes at every call."""
     head = _header(name, drive_id, os.urandom(SALT_BYTES), encrypted=encrypted)
-    body = json.dumps(
-        {"time_ns": lease.time_ns, "host": lease.host, "counter": lease.counter}, separators=(",", ":")
-    ).encode()
+    body = json.dumps(asdict(lease), separators=(",", ":")).encode()
     if encrypted:
         body = AESGCM(keys.derive(SEAL_CONTEXT, head)).encrypt(_NONCE, body, None)
     return head + body + _hash(head + body, keys)
@@ -75,7 +75,9 @@ def unseal_lease(data: bytes, name: LeaseName, keys: DriveKeys, drive_id: bytes)
         if encrypted:
             body = AESGCM(keys.derive(SEAL_CONTEXT, head)).decrypt(_NONCE, body, None)
         fields = json.loads(body)
-        return Lease(int(fields["time_ns"]), str(fields["host"]), int(fields["counter"]))
+        return Lease(
+            int(fields["time_ns"]), str(fields["host"]), int(fields["counter"]), fields.get("released") is True
+        )
     except (InvalidTag, ValueError, KeyError, TypeError, RecursionError):
         raise FormatError("lease has a content that this program does not know") from None
 

@@ -7,11 +7,16 @@ has its place in the epoch and nowhere else; replay counts references anew and r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
+from cuckoo_mount.format import DIGEST_BYTES, ID_BYTES
 from cuckoo_mount.metadata.catalogue import share_length_bytes
 from cuckoo_mount.metadata.records import JournalRecord
-from cuckoo_mount.types import ChunkIndex, InodeNo, Location, PackRow, VersionNo
+from cuckoo_mount.types import ChunkIndex, DirtyChunk, InodeNo, Location, PackRow, VersionNo
+
+LOST_PACK: Final = 0
+"""No real pack has this number.  It has no shares: what is in it cannot be read."""
 
 
 def chunk_record(ino: InodeNo, index: ChunkIndex, version: VersionNo) -> JournalRecord:
@@ -37,3 +42,14 @@ def pack_records(pack: PackRow, born_epoch: int) -> Iterator[JournalRecord]:
     length = share_length_bytes(pack.policy, pack.size_bytes)
     for share in pack.shares:
         yield JournalRecord("share", (pack.number, share.share), (share.cloud, share.digest, length))
+
+
+def lost_records(missing: Sequence[DirtyChunk]) -> Iterator[JournalRecord]:
+    """Yield the records of versions whose bytes cannot be had any more: in pack 0, which has no shares.
+
+    So whoever reads them after a recovery is told, and everything else of the epoch can be had.
+    """
+    if missing:
+        yield JournalRecord("pack", (LOST_PACK,), (bytes(ID_BYTES), "1", 0, 0, 0, 0, None))
+    for chunk in missing:
+        yield JournalRecord("version", (chunk.version,), (LOST_PACK, 0, 1, chunk.length_bytes, bytes(DIGEST_BYTES), 1))

@@ -40,6 +40,12 @@ class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
     async def set_local(self, key: str, value: str) -> None:
         """Set a setting of this machine's copy."""
 
+    async def local_settings(self, prefix: str) -> dict[str, str]:
+        """Return all settings of this machine's copy whose key begins with `prefix`, sorted by key."""
+
+    async def set_locals(self, local: Mapping[str, str | None]) -> None:
+        """Set settings of this machine's copy, in one change; None removes one."""
+
     async def commit(self) -> bool:
         """Commit what was changed so far, so that it survives a kill of this process; return whether there was any.
 
@@ -66,8 +72,15 @@ class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
         before anything of the cut is sent, else a power cut leaves a store that is older than its clouds.
         """
 
-    async def clear_outbox(self, mark: int, local: Mapping[str, str]) -> None:
-        """Remove the outbox rows of a cut that reached the clouds, and set settings of this copy, in one change."""
+    async def clear_outbox(self, mark: int, local: Mapping[str, str | None]) -> None:
+        """Remove the outbox rows of a cut that is in an epoch (I-20), and do as `set_locals`, in one change."""
+
+    def outbox_changes(self, limit: int) -> tuple[int, int]:
+        """Return how many rows the outbox has, each at most `limit`: of names, attributes, content and settings; and
+        of the catalogue alone (versions, packs, shares), which changes by itself when packs are sent or moved.
+
+        Cheap enough for every second.
+        """
 
     async def journal(self, limit: int) -> list[JournalRecord]:
         """Return up to `limit` rows of the outbox with the present values of what they name, oldest first."""

@@ -240,6 +240,9 @@ class Catalogue(Sharing):
     async def settings(self, prefix: str) -> dict[str, str]:
         return dict(self._db.rows(SETTINGS_SQL, (prefix, prefix)))
 
+    async def local_settings(self, prefix: str) -> dict[str, str]:
+        return dict(self._db.rows(LOCAL_SETTINGS_SQL, (prefix, prefix)))
+
     async def get_local(self, key: str) -> str | None:
         return self._setting("local_setting", key)
 

@@ -16,7 +16,7 @@ from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.cut import Cut, open_cut
 from cuckoo_mount.metadata.database import Part, Value
 from cuckoo_mount.metadata.records import JournalRecord
-from cuckoo_mount.metadata.schema import JOURNALED, JournaledTable
+from cuckoo_mount.metadata.schema import CATALOGUE_FROM, JOURNALED, JournaledTable
 
 _BY_NUMBER: Final[Mapping[int, JournaledTable]] = {table.number: table for table in JOURNALED}
 _BY_NAME: Final[Mapping[str, JournaledTable]] = {table.name: table for table in JOURNALED}
@@ -28,6 +28,7 @@ NUMBERED: Final = (
 )
 _MARK_SQL: Final = """
     INSERT INTO outbox (tbl, k1, k2) SELECT 0, coalesce(max(seq), 0) + 1, 0 FROM outbox RETURNING seq"""
+_COUNT_SQL: Final = "SELECT count(*) FROM (SELECT 1 FROM outbox WHERE tbl BETWEEN ? AND ? LIMIT ?)"
 PUT_LOCAL_SQL: Final = """
     INSERT INTO local_setting (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
 
@@ -72,11 +73,26 @@ class Journal(Part):
         cut.begin(mark)
         return int(mark)
 
-    async def clear_outbox(self, mark: int, local: Mapping[str, str]) -> None:
+    async def clear_outbox(self, mark: int, local: Mapping[str, str | None]) -> None:
         with self._db.change:
             self._db.run("DELETE FROM outbox WHERE seq <= ?", (mark,))
-            for key, value in local.items():
+            self._put_locals(local)
+
+    async def set_locals(self, local: Mapping[str, str | None]) -> None:
+        with self._db.change:
+            self._put_locals(local)
+
+    def _put_locals(self, local: Mapping[str, str | None]) -> None:
+        for key, value in local.items():
+            if value is None:
+                self._db.run("DELETE FROM local_setting WHERE key = ?", (key,))
+            else:
                 self._db.run(PUT_LOCAL_SQL, (key, value))
+
+    def outbox_changes(self, limit: int) -> tuple[int, int]:
+        ((content,),) = self._db.rows(_COUNT_SQL, (1, CATALOGUE_FROM - 1, limit))
+        ((catalogue,),) = self._db.rows(_COUNT_SQL, (CATALOGUE_FROM, len(JOURNALED), limit))
+        return content, catalogue
 
     async def replay(self, records: Sequence[JournalRecord]) -> None:
         """Make the rows what `records`, in their order, say; they do not enter the outbox, and sequences go past them.

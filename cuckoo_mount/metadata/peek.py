@@ -16,6 +16,7 @@ import apsw
 from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.catalogue import LOCAL_SETTINGS_SQL, SETTINGS_SQL
 from cuckoo_mount.metadata.migrations import check_identity
+from cuckoo_mount.metadata.schema import CATALOGUE_FROM
 
 _PATIENCE_MS: Final = 10_000
 
@@ -42,6 +43,15 @@ def peek_changes(path: Path) -> int:
     """
     with _open(path) as connection:
         return count_changes(connection)
+
+
+def peek_own_changes(path: Path) -> tuple[int, int]:
+    """Return how much of the store in file `path` is in no epoch: rows that somebody changed and dirty chunks; rows of
+    the catalogue, which changes by itself.  Raises: as `peek_settings`."""
+    with _open(path) as connection:
+        ((catalogue,),) = connection.execute("SELECT count(*) FROM outbox WHERE tbl >= ?", (CATALOGUE_FROM,)).fetchall()
+        assert isinstance(catalogue, int), "a count is a number"
+        return count_changes(connection) - catalogue, catalogue
 
 
 def count_changes(connection: apsw.Connection) -> int:

@@ -100,6 +100,29 @@ def build_store(
     return done
 
 
+def rebuild_store(
+    path: Path, parts: Iterable[Iterable[JournalRecord]], *, epoch: int, local: Mapping[str, str]
+) -> Replayed:
+    """As `build_store`, in place of the closed store that is in file `path`; what that holds of chunks is forgotten.
+
+    Whatever is raised, the old store is as it was.
+    """
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    done = build_store(new, parts, epoch=epoch, local=local)
+    try:
+        # A write-ahead log that stays behind would be taken for that of the new file.
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
+            connection.set_busy_timeout(_PATIENCE_MS)
+            check_identity(connection)
+            connection.pragma("journal_mode", "delete")
+        os.rename(new, path)
+        _sync(path.parent)
+    except (apsw.Error, OSError) as error:
+        raise MetadataError(f"cannot replace the metadata {path}: {error}") from error
+    return done
+
+
 def catch_up(path: Path, parts: Iterable[Iterable[JournalRecord]], *, epoch: int, local: Mapping[str, str]) -> Replayed:
     """Apply journals, oldest first, to the closed store in file `path`, whose state is that of the epoch before them.
 

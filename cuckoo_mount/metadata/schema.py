@@ -286,3 +286,6 @@ JOURNALED: Final = (
     JournaledTable(9, "pack", ("number",), ("pack_id", "policy", "size", "live", "used", "born_epoch", "dead_epoch")),
     JournaledTable(10, "share", ("pack", "share"), ("cloud", "digest", "length")),
 )
+CATALOGUE_FROM: Final = 8
+"""From this number on the journaled tables are the catalogue: `version`, `pack`, `share`.  Its rows also change by
+themselves, when packs are sent, moved or deleted."""

@@ -189,6 +189,12 @@ class MultiFS:
             await self._requests.probe_if_due(name)
         return await self._requests.ask(name, Request.WRITE, job, *args, deadline_s=deadline_s)
 
+    async def consult(self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
+        """As `ask`, for a job that only reads: that it works says nothing about room."""
+        if not self._health.is_up(name):
+            await self._requests.probe_if_due(name)
+        return await self._requests.ask(name, Request.READ, job, *args, deadline_s=deadline_s)
+
     def entry(self, name: CloudName) -> CloudEntry:
         """Return how a cloud is used.  Raises: KeyError for a name that is not in `names`."""
         return self._clouds[name]
@@ -196,6 +202,10 @@ class MultiFS:
     def is_up(self, name: CloudName) -> bool:
         """Return whether the cloud's own drive.json was read there and it answers."""
         return self._health.is_up(name)
+
+    def takes_objects(self, name: CloudName) -> bool:
+        """Return whether the user lets something be stored there."""
+        return not self._clouds[name].read_only
 
     async def look_after(self) -> None:
         """Probe what is not well or was not heard of for long, and ask for room where that may have changed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -31,6 +31,14 @@ COMPACTION_S: Final = 600.0
 """By itself the drive compacts at most this often, …"""
 BATCHES_AT_ONCE: Final = 8
 """… and then so many packs."""
+
+
+OldestKept = Callable[[], Awaitable[int | None]]
+"""Returns the oldest epoch that is kept: packs that it refers to stay.  None: there are none, nothing stays."""
+
+
+async def _no_epochs() -> None:
+    """There are no epochs."""
 
 
 @frozen(slots=True, kw_only=True)
@@ -72,12 +80,13 @@ class Collector:
         self._compacted_at = -math.inf
         self._after: PackNo | None = None
 
-    async def collect(self, *, oldest_kept_epoch: int | None = None, thorough: bool) -> Collected:
+    async def collect(self, *, oldest_kept_epoch: OldestKept = _no_epochs, thorough: bool) -> Collected:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
         Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), and withdraw what failed
         uploads left.  Not `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: compact
         until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
         async with self._lock:
@@ -86,7 +95,7 @@ class Collector:
             await clear_strays(self._metadata, self._multifs, self._drive_id, copies=self._writer.copies)
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
-            garbage = await self._delete_dead(oldest_kept_epoch, thorough=thorough)
+            garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
             deleted = young = 0
             if thorough:
                 deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=now_ns())

@@ -26,6 +26,7 @@ from cuckoo_mount.errors import (
     StaleInode,
 )
 from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import DirectoryHandle, FileHandle, HandleTable
 from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set_id
 from cuckoo_mount.types import SIZE_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
@@ -61,9 +62,24 @@ class PartedFS:
         self._cache = cache
         self._space = space
         self._deadline_s = deadline_s
-        self.tree: Final = Tree(metadata, cache)
+        self._fence = Fence()
+        self.tree: Final = Tree(metadata, cache, self._fence)
         self.handles: Final = HandleTable()
         self.on_mode_change: Callable[[InodeNo], None] = lambda ino: None
+
+    def refuse_writes(self, reason: str) -> None:
+        """Let every call that changes names, attributes or content raise ReadOnly(reason) from now on; reads go on.
+
+        There is no way back; when called again the first reason stays.  Calls under way may still finish.  What was
+        written before is kept, and can be made durable; bytes that the kernel brings later are refused, which
+        programs are told at fsync or close.
+        """
+        self._fence.refuse(reason)
+
+    @property
+    def writes_refused(self) -> str:
+        """The reason given to `refuse_writes`, or "" while writes are allowed."""
+        return self._fence.reason
 
     async def create(self, parent: InodeNo, name: bytes, mode: int, caller: Caller) -> tuple[int, Inode]:
         """Make a regular file and open it; return (handle, node).  Raises: AlreadyExists, NotFound, NoSpace, …"""
@@ -74,10 +90,12 @@ class PartedFS:
 
     async def open(self, ino: InodeNo, flags: int) -> int:
         """Open a regular file with open(2)'s flags (O_TRUNC included); return its handle.  Raises: StaleInode, …"""
+        writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if writing:
+            self._fence.check()
         inode = await self._metadata.get_inode(ino)
         if stat.S_ISDIR(inode.mode):
             raise IsADirectory("open of a directory")
-        writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         state = await self._cache.open(ino, writing=writing)
         self.tree.references.add(ino)
         handle = FileHandle(state, writing=writing, drops_privileges=writing and _has_set_id(inode.mode))
@@ -106,7 +124,9 @@ class PartedFS:
         raise DataTimeout(f"inode {handle.state.ino}: the bytes did not arrive within {self._deadline_s:g} s")
 
     async def _note_access(self, ino: InodeNo) -> None:
-        """Move atime as mount option relatime does."""
+        """Move atime as mount option relatime does; behind the fence it stays, as on any read-only mount."""
+        if self._fence.reason:
+            return
         inode = await self._metadata.get_inode(ino)
         now = now_ns()
         if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now - inode.atime_ns > DAY_NS:
@@ -115,8 +135,10 @@ class PartedFS:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Put `data` at `offset` (also for O_APPEND files: who calls knows the end); return its length.
 
-        Raises: NoSpace, FileTooBig, InvalidArgument, OSError of the local disk.
+        Raises: NoSpace, FileTooBig, InvalidArgument, ReadOnly, OSError of the local disk.
         """
+        if self._fence.reason:  # looked at from here: a call less for each write
+            self._fence.check()
         handle = self.handles.file(number)
         if offset + len(data) > SIZE_MAX_BYTES:
             raise FileTooBig(f"a file has at most {SIZE_MAX_BYTES} bytes")
@@ -150,6 +172,7 @@ class PartedFS:
 
     async def set_attributes(self, ino: InodeNo, request: AttributeRequest, size_bytes: int | None) -> Inode:
         """Change attributes, and first the size if given; return the node.  Raises: StaleInode, InvalidArgument, …"""
+        self._fence.check()
         if size_bytes is not None:
             inode = await self._metadata.get_inode(ino)
             if not stat.S_ISREG(inode.mode):

@@ -4,6 +4,7 @@ Used by partedfs.py and pyfs.py.  Loop only; never waits for a cloud.  Permissio
 with
 `default_permissions`); what POSIX makes depend on the file system is done here: set-group-id directories, default
 ACLs, clearing of set-id bits by chown, times.
+What changes names or attributes looks at the fence first, and raises ReadOnly behind it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cuckoo_mount.errors import (
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.parted import acl
+from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import References
 from cuckoo_mount.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
 
@@ -64,9 +66,10 @@ def check_name(name: bytes) -> None:
 class Tree:
     """Names and attributes of one drive."""
 
-    def __init__(self, metadata: Metadata, cache: ChunkCache) -> None:
+    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence) -> None:
         self._metadata = metadata
         self._cache = cache
+        self._fence = fence
         self.references: Final = References()
 
     async def lookup(self, parent: InodeNo, name: bytes) -> Inode:
@@ -99,6 +102,7 @@ class Tree:
         target: bytes | None = None,
     ) -> Inode:
         """Make a node with file type and permissions `mode`.  Raises: AlreadyExists, NotFound, NoSpace, …"""
+        self._fence.check()
         check_name(name)
         if target is not None and not 0 < len(target) <= SYMLINK_MAX_BYTES:
             raise NameTooLong(f"a symbolic link's target has 1 to {SYMLINK_MAX_BYTES} bytes")
@@ -129,15 +133,18 @@ class Tree:
 
     async def link(self, ino: InodeNo, parent: InodeNo, name: bytes) -> Inode:
         """Give a node one more name.  Raises: AlreadyExists, NotPermitted, TooManyLinks, NotFound."""
+        self._fence.check()
         check_name(name)
         return self._cache.overlay(await self._metadata.add_link(ino, parent, name, now_ns()))
 
     async def unlink(self, parent: InodeNo, name: bytes) -> None:
         """Take a name from a node; content goes with the last name and use.  Raises: NotFound, IsADirectory."""
+        self._fence.check()
         await self._lose_name(await self._metadata.remove_link(parent, name, now_ns()))
 
     async def rmdir(self, parent: InodeNo, name: bytes) -> None:
         """Remove an empty directory.  Raises: NotFound, NotADirectory, DirectoryNotEmpty."""
+        self._fence.check()
         await self._lose_name(await self._metadata.remove_directory(parent, name, now_ns()))
 
     async def _lose_name(self, inode: Inode) -> None:
@@ -145,7 +152,7 @@ class Tree:
             await self._cache.purge(inode.ino)
 
     async def forget(self, ino: InodeNo, count: int) -> None:
-        """Take back `count` references; the last one of a node without names ends it."""
+        """Take back `count` references; the last one of a node without names ends it, behind the fence too."""
         if self.references.drop(ino, count):
             await self._cache.purge(ino)
 
@@ -163,6 +170,7 @@ class Tree:
 
         Raises: as `Metadata.rename`, OSError.
         """
+        self._fence.check()
         check_name(new_name)
         await self._settle_source(old_parent, old_name, new_parent, new_name)
         renamed = await self._metadata.rename(
@@ -191,6 +199,7 @@ class Tree:
 
     async def set_attributes(self, ino: InodeNo, request: AttributeRequest) -> Inode:
         """Change mode, owner or times; ctime is now unless given.  Raises: StaleInode."""
+        self._fence.check()
         inode = await self._metadata.get_inode(ino)
         ctime_ns = now_ns() if request.ctime_ns is None else request.ctime_ns
         mode = request.mode if request.mode is None else stat.S_IFMT(inode.mode) | stat.S_IMODE(request.mode)
@@ -237,6 +246,7 @@ class Tree:
 
         Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL), StaleInode.
         """
+        self._fence.check()
         if not name.startswith(_NAMESPACES):
             raise NotSupported(f"extended attributes are called {b', '.join(_NAMESPACES).decode()}…")
         if len(name) > NAME_MAX_BYTES:
@@ -262,6 +272,7 @@ class Tree:
 
     async def remove_xattr(self, ino: InodeNo, name: bytes) -> None:
         """Remove an extended attribute.  Raises: NoAttribute, StaleInode."""
+        self._fence.check()
         await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 

@@ -38,7 +38,6 @@ _ABOUT_THE_PATH: Final[dict[type[FileSystemError], type[errors.ResourceError]]] 
     DirectoryNotEmpty: errors.DirectoryNotEmpty,
     InvalidArgument: errors.ResourceInvalid,
     Busy: errors.ResourceLocked,
-    ReadOnly: errors.ResourceReadOnly,
 }
 _ABOUT_THE_DRIVE: Final[dict[type[FileSystemError], type[errors.OperationFailed]]] = {
     NoSpace: errors.InsufficientStorage,
@@ -55,6 +54,9 @@ def as_fs_error(error: CuckooError | OSError, path: str) -> errors.FSError:
         return errors.FilesystemClosed(_literal(str(error)))
     if isinstance(error, NameTooLong):
         return errors.InvalidPath(path, msg=_literal(f"{path!r} cannot be: {error}"), exc=error)
+    if isinstance(error, ReadOnly):
+        # Of the whole drive: the reason says what happened, the path alone would not.
+        return errors.ResourceReadOnly(path, exc=error, msg=_literal(f"{path!r} cannot be changed: {error}"))
     for kind, about_path in _ABOUT_THE_PATH.items():
         if isinstance(error, kind):
             return about_path(path, exc=error)

@@ -18,7 +18,7 @@ from cuckoo_mount.errors import ConfigurationError, WrongKey
 from cuckoo_mount.layers.keyslots import Passphrase
 from cuckoo_mount.layers.recoverykey import parse_recovery_key, recovery_key_of
 from cuckoo_mount.metadata.store import open_store
-from cuckoo_mount.slots import unlock_store
+from cuckoo_mount.slots import OPEN_PASSPHRASE, unlock_store
 from tests.cli.commanding import Shell
 
 slow = pytest.mark.slow
@@ -92,6 +92,13 @@ def test_a_drive_with_everything_said(shell: Shell, base: Path) -> None:
 def test_a_drive_that_is_not_encrypted(shell: Shell, paths: DrivePaths) -> None:
     assert "NOT encrypted" in shell.done("init", "--no-encryption")
     assert settings(paths)["encryption"] == "none"
+    config, key = read_config(paths), read_drive_key(paths.key_file)
+    assert config is not None
+    assert unlock_store(paths.metadata, config.drive_id, OPEN_PASSPHRASE) == key
+    assert "is not encrypted and has no passphrase" in shell.refused(2, "key", "change-passphrase")
+    paths.key_file.unlink()
+    assert shell("key", "show-recovery") == 0, "nobody needs the key file"
+    assert (shell.out, "Nobody needs it" in shell.err) == (f"{recovery_key_of(key).shown()}\n", True)
 
 
 @slow

@@ -11,13 +11,13 @@ import pytest
 import trio
 
 from cuckoo_mount import slots
-from cuckoo_mount.errors import CloudCorrupt, MetadataError, WrongKey
+from cuckoo_mount.errors import CloudCorrupt, MetadataError, UsageError, WrongKey
 from cuckoo_mount.format import parse_key_slot_name
 from cuckoo_mount.layers.keyslots import SLOT_BYTES, Argon2Cost, Passphrase
 from cuckoo_mount.layers.recoverykey import recovery_key_of
 from cuckoo_mount.metadata.peek import peek_settings
 from cuckoo_mount.metadata.store import SqliteMetadata, create_store, open_store
-from cuckoo_mount.slots import DriveSlots, proof_of, unlock_store
+from cuckoo_mount.slots import OPEN_PASSPHRASE, DriveSlots, proof_of, unlock_store
 from tests.metadata.helpers import copy_as_after_kill
 
 KEY: Final = bytes(range(32))
@@ -199,6 +199,39 @@ async def test_what_an_open_drive_lets_commands_do(store: SqliteMetadata) -> Non
     with pytest.raises(WrongKey, match="only by somebody who has"):
         await drive.change_passphrase(NEW, "é")
     assert list(await drive.objects()) == list(await slots.objects(store, DRIVE_ID))
+
+
+async def test_a_drive_that_is_not_encrypted_opens_for_everybody(path: Path, store: SqliteMetadata) -> None:
+    await store.set_setting("encryption", "none")
+    drive = DriveSlots(store, DRIVE_ID, KEY)
+    await drive.ensure_recovery()
+    made = await drive.objects()
+    await drive.ensure_recovery()
+    assert await drive.objects() == made
+    assert await kinds(store) == [(1, "recovery"), (2, "passphrase")]
+    assert await slots.unlock(store, DRIVE_ID, OPEN_PASSPHRASE) == unlock_store(path, DRIVE_ID, OPEN_PASSPHRASE) == KEY
+    assert OPEN_PASSPHRASE.text == "cuckoo-mount: this drive is not encrypted", "docs/format.md says so"
+    with pytest.raises(UsageError, match="has no passphrase"):
+        await drive.change_passphrase(NEW, proof_of(KEY))
+    assert await drive.objects() == made
+    assert await drive.recovery_key_shown(), "there is nothing to remind of"
+
+
+@pytest.mark.parametrize("encryption", ["aes-256-gcm", None])
+async def test_an_encrypted_drive_does_not(encryption: str | None, store: SqliteMetadata) -> None:
+    if encryption is not None:
+        await store.set_setting("encryption", encryption)
+    await DriveSlots(store, DRIVE_ID, KEY).ensure_recovery()
+    assert await kinds(store) == [(1, "recovery")]
+    with pytest.raises(WrongKey):
+        await slots.unlock(store, DRIVE_ID, OPEN_PASSPHRASE)
+
+
+async def test_a_passphrase_that_was_set_before_is_kept(store: SqliteMetadata) -> None:
+    await store.set_setting("encryption", "none")
+    await set_passphrase(store, DRIVE_ID, KEY, OLD)
+    await DriveSlots(store, DRIVE_ID, KEY).ensure_recovery()
+    assert await kinds(store) == [(1, "passphrase"), (2, "recovery")]
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,44 @@ def test_a_full_disk(drive: DriveFolder) -> None:
     drive.limits = CacheLimits(limit_bytes=256 << 20, floor_bytes=1 << 60)
     with drive.open() as fs, pytest.raises(errors.InsufficientStorage):
         fs.writebytes("file", b"x")
+
+
+def test_a_drive_that_another_machine_took(drive: DriveFolder) -> None:
+    """The one that syncs says here when that happens."""
+
+    async def take(rig: Rig) -> None:
+        rig.filesystem.refuse_writes("machine {other} took it")
+
+    drive.prepare, drive.at_sync = make_links, take
+    with drive.open() as fs:
+        late = fs.openbin("folder/file", "r+")
+        late.write(b"late")
+        fs.sync()
+        refused: list[Callable[[], object]] = [
+            lambda: fs.writebytes("folder/file", b"x"),
+            lambda: fs.writetext("new", "x"),
+            lambda: fs.appendbytes("folder/file", b"x"),
+            lambda: fs.makedir("new"),
+            lambda: fs.remove("to-file"),
+            lambda: fs.removetree("folder"),
+            lambda: fs.move("folder/file", "moved"),
+            lambda: fs.movedir("folder", "moved", create=True),
+            lambda: fs.copy("folder/file", "copied"),
+            lambda: fs.settimes("folder/file"),
+            lambda: fs.openbin("folder/file", "r+"),
+        ]
+        before = list(fs.walk.info("/", namespaces=["basic", "stat"]))
+        for call in refused:
+            with pytest.raises(errors.ResourceReadOnly, match=r"cannot be changed: machine \{other\} took it"):
+                call()
+        with pytest.raises(OSError, match="took it") as lost:
+            late.close()
+        assert lost.value.errno == errno.EROFS
+        assert list(fs.walk.info("/", namespaces=["basic", "stat"])) == before
+        assert fs.readtext("to-file") == "content"
+        assert not fs.create("folder/file")
+        fs.makedir("folder", recreate=True)
+        fs.make_durable("folder/file")
 
 
 def test_urls_of_its_own(fs: CuckooFS) -> None:

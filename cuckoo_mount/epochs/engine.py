@@ -1,0 +1,454 @@
+"""Brings the drive's metadata to the clouds, epoch after epoch, for as long as the drive is open (design §3.4-3.7).
+
+Used by drive.py.  For one trio loop; writing objects and reading cuts run in threads.  One epoch:
+
+    cut ─▶ commit durable ─▶ records put aside, cut closed ─▶ frozen versions on clouds ─▶ object in state/epochs
+      ─▶ one change: outbox cleared, ledger has the object ─▶ put on clouds ─▶ no higher claim there ─▶ durable
+
+Nothing of an epoch's object is sent before the ledger has it, so that an object that the ledger does not know was never
+sent and is made again, and one that it knows is only ever sent as it is (I-20, I-21).  An epoch is durable when as many
+clouds as it takes have it and show no claim above ours after that; then no machine that takes over can miss it.
+The objects that loading the newest epoch takes stay in state/epochs: clouds that were away are brought up to date
+from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from itertools import chain
+from typing import Final
+
+import trio
+from attrs import evolve, frozen
+
+from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.cache.cutting import ContentCut
+from cuckoo_mount.epochformat import NO_PREDECESSOR, EpochName
+from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
+from cuckoo_mount.epochs.keeping import kept_epochs, needed_entries, wants_snapshot
+from cuckoo_mount.epochs.ledger import Entry, Ledger
+from cuckoo_mount.epochs.looking import epoch_path, look
+from cuckoo_mount.epochs.objects import new_header, write_epoch
+from cuckoo_mount.epochs.placing import chunk_record, lost_records, pack_records, version_record
+from cuckoo_mount.epochs.publishing import Publisher
+from cuckoo_mount.epochs.sealing import EpochKeys
+from cuckoo_mount.epochs.spool import read_spool, write_spool
+from cuckoo_mount.errors import ConfigurationError, CuckooError, MetadataError, ReadOnly
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.metadata.cut import Cut
+from cuckoo_mount.metadata.records import JournalRecord
+
+log = logging.getLogger(__name__)
+EPOCH_S: Final = 30.0
+"""After the first change the next epoch waits so long, …"""
+EPOCH_MAX_S: Final = 300.0
+"""… or, while little comes again and again, twice as long each time up to this."""
+CATALOGUE_S: Final = 3600.0
+"""What only the catalogue changed (packs moved or deleted) waits for the next epoch, so long at most."""
+LITTLE_ROWS: Final = 64
+POLL_S: Final = 1.0
+RETRY_S: Final = 2.0
+JOIN_S: Final = 10.0
+"""While this machine has not the right to write yet, it is asked for this often."""
+COUNT_MAX: Final = 10_000
+OLDEST: Final = "epoch.oldest"
+"""Local setting: of older epochs packs may be deleted; they count as gone."""
+_SLICE: Final = 500
+
+
+@frozen(slots=True)
+class EpochStatus:
+    """How far the metadata are on the clouds.  Contract: `status --json`, `epoch`.
+
+    `local`: the newest epoch made; `cloud`: the newest durable one, None if there is none; `age_s`: how old that is,
+    0 if nothing changed since.  `changes`: rows that are in no durable epoch, at most `COUNT_MAX`.
+    """
+
+    local: int
+    cloud: int | None
+    age_s: float | None
+    changes: int
+
+
+class EpochEngine:
+    """See the module.  `refuse`: told once, with the reason, when this machine has lost the right to write."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        cache: ChunkCache,
+        joining: Joining,
+        ledger: Ledger,
+        joined: Joined | None,
+        *,
+        oldest: int,
+        refuse: Callable[[str], None],
+    ) -> None:
+        self._metadata = metadata
+        self._cache = cache
+        self._joining = joining
+        self._keys = EpochKeys(joining.keys)
+        self._ledger = ledger
+        self._oldest = oldest
+        self._refuse = refuse
+        self._refused = ""
+        self._publisher: Publisher | None = None
+        self._force_snapshot = False
+        self._lock = trio.Lock()
+        self._changed_at_s = math.inf
+        self._wait_s = EPOCH_S
+        self._made_at_s = -math.inf
+        self._join_at_s = -math.inf
+        self._making = trio.CancelScope()
+        if joined is not None and joined.holder is not None:
+            self._go_on(joined)
+
+    def _go_on(self, joined: Joined) -> None:
+        assert joined.holder is not None
+        # What the others wrote may have cost objects that our journals build on.
+        self._force_snapshot = joined.left_behind is not None
+        self._publisher = Publisher(self._joining, joined.holder, joined.found)
+
+    # -- what others ask --
+
+    @property
+    def refused(self) -> str:
+        """Why this machine may not write any more; empty: it may."""
+        return self._refused
+
+    def status(self) -> EpochStatus:
+        """Return how far the metadata are on the clouds.  Never waits for a cloud."""
+        changes, _ = self._metadata.outbox_changes(COUNT_MAX)
+        durable = self._ledger.durable
+        is_clean = not changes and durable == self._ledger.epoch and not self._metadata.statistics().dirty_chunks
+        entry = next((entry for entry in self._ledger.entries if entry.name.epoch == durable), None)
+        age_s = None
+        if durable:
+            cut_ns = entry.header.time_ns if entry is not None else time.time_ns()
+            age_s = 0.0 if is_clean else max(0.0, (time.time_ns() - cut_ns) / 1e9)
+        if not is_clean and not changes:
+            changes = 1  # in an epoch that is on too few clouds
+        return EpochStatus(self._ledger.epoch, durable or None, age_s, changes)
+
+    def has_unsent(self) -> bool:
+        """Return whether a change is in no durable epoch; what only the catalogue changed does not count."""
+        changes, _ = self._metadata.outbox_changes(1)
+        return bool(changes) or self._ledger.durable < self._ledger.epoch
+
+    @property
+    def oldest_kept(self) -> int:
+        """The oldest epoch that can be gone back to: no pack that it refers to may be deleted.  0: none is durable."""
+        if not self._ledger.durable:
+            return 0
+        return max(self._oldest, min(self._kept(None)))
+
+    # -- the tasks --
+
+    async def run(self) -> None:
+        """Make epochs when they are due, until cancelled.  Trouble of clouds and of the local disk is tried again."""
+        while True:
+            await trio.sleep(POLL_S)
+            try:
+                if self._publisher is None and trio.current_time() >= self._join_at_s:
+                    self._join_at_s = trio.current_time() + JOIN_S
+                    async with self._lock:
+                        await self._join_if_needed()
+                if self._publisher is not None and not self._refused and self._is_due():
+                    await self.make(bounded=True)
+            except (CuckooError, OSError) as error:
+                if isinstance(error, MetadataError):
+                    raise
+                log.warning("an epoch could not be made, it will be tried again: %s", error)
+                self._changed_at_s = trio.current_time()  # not at once
+
+    def _is_due(self) -> bool:
+        now_s = trio.current_time()
+        changes, catalogue = self._metadata.outbox_changes(LITTLE_ROWS)
+        statistics = self._metadata.statistics()
+        if not changes and not statistics.dirty_chunks:
+            self._changed_at_s = math.inf
+            return bool(catalogue) and now_s >= self._made_at_s + CATALOGUE_S and self._has_clouds()
+        if self._changed_at_s == math.inf:
+            self._changed_at_s = now_s
+        is_little = changes < LITTLE_ROWS and statistics.dirty_bytes < 1 << 20
+        wait_s = self._wait_s if is_little else EPOCH_S
+        if now_s < self._changed_at_s + wait_s or not self._has_clouds():
+            return False
+        again = now_s - self._made_at_s < 3 * wait_s
+        self._wait_s = min(EPOCH_MAX_S, 2 * wait_s) if is_little and again else EPOCH_S
+        return True
+
+    def _has_clouds(self) -> bool:
+        return any(self._joining.clouds.is_up(name) for name in self._joining.clouds.names)
+
+    async def look_after(self) -> None:
+        """Once a minute: join where that was not possible yet, bring clouds up to date that were away, keep the claim.
+
+        At most about one request per minute and cloud while nothing happens.  Checkpoint.  Raises: MetadataError.
+        """
+        try:
+            publisher = self._publisher
+            if publisher is not None and not self._refused:
+                # Also while an epoch is on its way for hours: whoever does not see us renew takes over.
+                self._note_refusal(await publisher.keep_claim())
+            if not self._lock.locked():
+                async with self._lock:
+                    await self._tend()
+        except (CuckooError, OSError) as error:
+            if isinstance(error, MetadataError):
+                raise
+            log.warning("the epochs on the clouds could not be looked after: %s", error)
+
+    async def _tend(self) -> None:
+        await self._join_if_needed()
+        publisher = self._publisher
+        if publisher is None or self._refused:
+            return
+        await self._replace_lost(publisher)
+        if self._ledger.durable < self._ledger.epoch:
+            await self._publish(publisher)
+        else:
+            await self._meet_new(publisher)
+        if not self.refused:
+            await publisher.catch_up(self._ledger)
+            await self._prune(publisher, None)
+
+    async def _replace_lost(self, publisher: Publisher) -> None:
+        """Make a snapshot if an object that other clouds may still need is not on the local disk any more."""
+        paths = [epoch_path(self._joining.folder, entry.name) for entry in self._ledger.parts]
+        if not await trio.to_thread.run_sync(lambda: all(path.exists() for path in paths)):
+            self._force_snapshot = True
+            await self._make_one(publisher)
+
+    async def _join_if_needed(self) -> None:
+        """Raises: what cannot be mended while the drive is open fences it instead."""
+        if self._publisher is not None or self._refused or not self._has_clouds():
+            return
+        dirty = self._metadata.statistics().dirty_chunks
+        changes, catalogue = self._metadata.outbox_changes(1)
+        own = OwnCopy(exists=True, ledger=self._ledger, changes=changes + dirty, catalogue_changes=catalogue)
+        try:
+            joined = await self._joining.join(own, writing=True, take_over=False)
+        except ConfigurationError as error:
+            self._fence(str(error))
+            return
+        if joined.behind:
+            if joined.holder is not None:
+                await joined.holder.release(joined.found.listings)
+            self._fence(
+                "the drive was changed elsewhere while this machine had no connection; unmount and mount it again"
+            )
+        elif joined.holder is not None:
+            self._go_on(joined)
+
+    async def _meet_new(self, publisher: Publisher) -> None:
+        """Look at clouds that were away: whether they know of a writer that we do not know."""
+        new = [name for name in publisher.unseen() if self._joining.clouds.is_up(name)]
+        if new:
+            found = await look(self._joining.clouds, self._joining.drive_id, new)
+            self._note_refusal(publisher.meet(found))
+
+    # -- sending --
+
+    async def send_all(self) -> None:
+        """Return when all that was written and changed before this call is in an epoch that is durable, or is on every
+        cloud that is up where these are fewer; waits as long as that takes.
+
+        Checkpoint.  Raises: ReadOnly (this machine has lost the right to write), MetadataError, OSError.
+        """
+        if not self._joining.clouds.names:
+            await self._cache.send_all()
+            return
+        while True:
+            if self.refused:
+                raise ReadOnly(self.refused)
+            async with self._lock:
+                await self._join_if_needed()
+            if self._publisher is not None:
+                await self.make(bounded=False)
+                if not self.refused:
+                    return
+            await trio.sleep(RETRY_S)
+
+    async def make(self, *, bounded: bool, whole: bool = False) -> None:
+        """Make an epoch of what changed, if anything did, and put it on the clouds.
+
+        `bounded`: put it once where that works, and leave the rest to `look_after`.  `whole`: also if only the
+        catalogue changed.  Checkpoint.  Raises: MetadataError, OSError, DataUnavailable, NoSpace (the local disk).
+        """
+        async with self._lock:
+            with trio.CancelScope() as self._making:
+                await self._make_if_needed(bounded=bounded, whole=whole)
+
+    async def _make_if_needed(self, *, bounded: bool, whole: bool) -> None:
+        publisher = self._publisher
+        assert publisher is not None, "an epoch before joining"
+        await self._replace_lost(publisher)
+        changes, catalogue = self._metadata.outbox_changes(1)
+        cache = self._cache.statistics()
+        if changes or cache.pending_bytes or cache.pending_files or cache.dirty_bytes or (whole and catalogue):
+            await self._make_one(publisher)
+        while not self.refused and self._ledger.durable < self._ledger.epoch:
+            if await self._publish(publisher) or bounded:
+                break
+            await trio.sleep(RETRY_S)
+
+    async def _publish(self, publisher: Publisher) -> bool:
+        """Put what is lacking; return whether the tip is durable, or on all clouds that are up."""
+        await self._meet_new(publisher)
+        if self.refused:
+            return True
+        outcome = await publisher.publish(self._ledger)
+        if outcome.refusal:
+            self._fence(outcome.refusal)
+            return True
+        if len(outcome.confirmed) >= self._joining.wanted():
+            await self._note_durable()
+            return True
+        return bool(outcome.confirmed) and not outcome.failed
+
+    async def _note_durable(self) -> None:
+        self._ledger = evolve(self._ledger, durable=self._ledger.epoch)
+        await self._metadata.set_locals(evolve(self._ledger, entries=()).as_local())
+
+    async def _make_one(self, publisher: Publisher) -> None:
+        now_ns = time.time_ns()
+        as_snapshot = self._force_snapshot or wants_snapshot(self._ledger.parts, now_ns)
+        tip = self._ledger.tip
+        name = EpochName(
+            publisher.holder.term,
+            self._ledger.epoch + 1,
+            publisher.holder.writer,
+            "snapshot" if as_snapshot else "journal",
+        )
+        folder = self._joining.folder
+        await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
+        spool = folder / "cut.spool"
+        pinned = await self._metadata.open_cut()
+        try:
+            async with self._cache.cut(name.epoch, partial(_moment, self._metadata, pinned)) as cut:
+                self._changed_at_s, self._made_at_s = math.inf, trio.current_time()
+                header = new_header(
+                    self._joining.drive_id,
+                    name,
+                    time_ns=time.time_ns(),
+                    predecessor=tip.object_hash if tip is not None else NO_PREDECESSOR,
+                    encrypted=self._joining.encrypted,
+                )
+                await self._metadata.make_durable()
+                records = pinned.snapshot() if as_snapshot else pinned.journal()
+                await trio.to_thread.run_sync(write_spool, spool, records)
+                # Before the clouds are waited for: while a cut is open the write-ahead log only grows.
+                await trio.to_thread.run_sync(pinned.close)
+                await cut.send()
+                if self._refused:
+                    return
+                extras = tuple(_extra_records(cut))
+                path = epoch_path(folder, name)
+                summary = await trio.to_thread.run_sync(
+                    write_epoch, path, header, self._keys, chain(read_spool(spool), extras)
+                )
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(pinned.close)
+        entry = Entry(header, summary.object_hash, summary.size_bytes)
+        await self._metadata.clear_outbox(pinned.mark, {f"epoch.object.{name}": entry.as_setting()})
+        self._ledger = evolve(self._ledger, entries=(*self._ledger.entries, entry))
+        self._force_snapshot = False
+        for start in range(0, len(extras), _SLICE):
+            await self._metadata.clear_journal(extras[start : start + _SLICE])
+            await trio.lowlevel.checkpoint()
+        await self._metadata.make_durable()
+        log.info("epoch %s: %d records, %d bytes", name, summary.records, summary.size_bytes)
+
+    # -- losing the right to write --
+
+    def _note_refusal(self, refusal: str) -> None:
+        if refusal:
+            self._fence(refusal)
+
+    def _fence(self, reason: str) -> None:
+        if not self._refused:
+            self._refused = reason
+            self._making.cancel()
+            log.error("the drive is read-only from now on: %s", reason)
+            self._refuse(reason)
+
+    # -- old epochs --
+
+    async def trim(self, keep: int | None) -> int:
+        """Put what changed into an epoch and delete those that are not kept; return `oldest_kept`.
+
+        `keep`: so many of the newest, nothing else; None: as always.  Checkpoint.  Raises: as `make`.
+        """
+        if self._publisher is not None and not self._refused and self._has_clouds():
+            await self.make(bounded=True, whole=True)
+            async with self._lock:
+                await self._prune(self._publisher, keep)
+        return self.oldest_kept
+
+    def _kept(self, keep: int | None) -> frozenset[int]:
+        durable = [entry for entry in self._ledger.entries if entry.name.epoch <= self._ledger.durable]
+        newer = (entry.name.epoch for entry in self._ledger.entries[len(durable) :])
+        return kept_epochs(durable, time.time_ns(), keep) | frozenset(newer)
+
+    async def _prune(self, publisher: Publisher, keep: int | None) -> None:
+        if not self._ledger.durable:
+            return
+        kept = self._kept(keep)
+        needed = needed_entries(self._ledger.entries, kept)
+        gone = [entry for entry in self._ledger.entries if entry not in needed]
+        oldest = max(self._oldest, min(kept))
+        if gone or oldest != self._oldest:
+            # Before anything is deleted: what is not in the ledger is never counted on.
+            settings: dict[str, str | None] = {f"epoch.object.{entry.name}": None for entry in gone}
+            await self._metadata.set_locals(settings | {OLDEST: str(oldest)})
+            await self._metadata.make_durable()
+            self._ledger = evolve(self._ledger, entries=needed)
+            self._oldest = oldest
+        await publisher.delete_old(self._ledger)
+        await trio.to_thread.run_sync(self._clear_folder, {str(entry.name) for entry in self._ledger.parts})
+
+    def _clear_folder(self, names: Collection[str]) -> None:
+        for path in self._joining.folder.glob("*"):
+            if path.name not in names and path.is_file():
+                path.unlink(missing_ok=True)
+
+    # -- the end --
+
+    async def release(self, *, deadline_s: float) -> None:
+        """Give the right to write back, if all is on the clouds: else nobody else should go on without it.
+
+        Checkpoint, raises nothing of the clouds'.
+        """
+        publisher = self._publisher
+        if publisher is None or self._refused or self.has_unsent():
+            return
+        with trio.move_on_after(deadline_s, shield=True):
+            try:
+                # With it, what compaction and collection did: whoever goes on elsewhere builds on that.
+                await self.make(bounded=True, whole=True)
+                if not self.refused and not self.has_unsent():
+                    await publisher.catch_up(self._ledger)
+                    await publisher.release()
+            except (CuckooError, OSError) as error:
+                log.warning("the right to write was not given back: %s", error)
+
+
+async def _moment(metadata: Metadata, pinned: Cut) -> None:
+    await metadata.take_cut(pinned)
+
+
+def _extra_records(cut: ContentCut) -> Iterator[JournalRecord]:
+    """Yield the places of what was dirty at the cut."""
+    for (ino, index), version in cut.duplicates.items():
+        yield chunk_record(ino, index, version)
+    for version, location in cut.locations.items():
+        yield version_record(version, location)
+    for pack in cut.packs:
+        yield from pack_records(pack, cut.epoch)
+    yield from lost_records(cut.missing)
