@@ -328,7 +328,7 @@ def _wanted(multifs: MultiFS, policy: Policy) -> int:
 
 async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
     """Look which clouds are there, for a short while: whoever comes later is met by the housekeeping."""
-    await roster.load()
+    await roster.load(writing=terms.writing)
     with trio.move_on_after(MEETING_S) as scope:
         unknown = [cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value]
         await multifs.probe(unknown)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Final
@@ -16,7 +15,7 @@ from typing import Final
 import trio
 from attrs import evolve, frozen
 
-from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.cloudsettings import NOTED_PREFIX, row_of, settings_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.secrets import resolve_secrets
 from cuckoo_mount.epochs.chain import Chain
@@ -41,7 +40,7 @@ MEETING_S: Final = 10.0
 JOINING_S: Final = 120.0
 """How long it may take to compare with those that did answer, and to fetch what is newer."""
 EPOCHS_FOLDER: Final = "epochs"
-_KEPT_LOCALS: Final = ("signed.", RECOVERY_KEY_SHOWN)
+_KEPT_LOCALS: Final = ("signed.", NOTED_PREFIX, RECOVERY_KEY_SHOWN)
 
 
 @frozen(slots=True, kw_only=True)
@@ -60,36 +59,18 @@ class Terms:
 WRITING: Final = Terms()
 
 
-def cloud_settings(cloud: CloudConfig, secrets: Mapping[str, str]) -> CloudSettings:
-    """Return how a worker opens the cloud.  `secrets`: values."""
-    return CloudSettings(name=cloud.name, url=cloud.url, options=cloud.options, secrets=tuple(sorted(secrets.items())))
-
-
-def cloud_row(cloud: CloudConfig) -> CloudRow:
-    """Return what the drive's list has of the cloud."""
-    return CloudRow(
-        name=CloudName(cloud.name),
-        cloud_id=cloud.cloud_id,
-        url=cloud.url,
-        capacity_bytes=cloud.capacity_bytes,
-        reserve_bytes=cloud.reserve_bytes,
-        group=cloud.group,
-        read_only=cloud.read_only,
-    )
-
-
 async def cloud_entry(drive: str, row: CloudRow, cloud: CloudConfig) -> CloudEntry:
     """Return the cloud for the MultiFS, with its secrets, or with why they cannot be had.  Checkpoint."""
     try:
         secrets = await trio.to_thread.run_sync(resolve_secrets, drive, cloud)
     except ConfigurationError as error:
-        return entry_of(row, cloud_settings(cloud, {}), trouble=str(error).removeprefix(f"cloud {cloud.name}: "))
-    return entry_of(row, cloud_settings(cloud, dict(secrets)))
+        return entry_of(row, settings_of(cloud, {}), trouble=str(error).removeprefix(f"cloud {cloud.name}: "))
+    return entry_of(row, settings_of(cloud, dict(secrets)))
 
 
 async def configured_clouds(config: DriveConfig) -> dict[CloudName, CloudEntry]:
     """Return the clouds of the configuration file: those that can be asked before the drive's own list is read."""
-    return {CloudName(cloud.name): await cloud_entry(config.name, cloud_row(cloud), cloud) for cloud in config.clouds}
+    return {CloudName(cloud.name): await cloud_entry(config.name, row_of(cloud), cloud) for cloud in config.clouds}
 
 
 async def join_clouds(joining: Joining, multifs: MultiFS, paths: DrivePaths, terms: Terms) -> Joined:

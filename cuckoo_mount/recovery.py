@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import parse_place
-from cuckoo_mount.cloudsettings import ACCESS_PREFIX, CloudAccess, cloud_of, decode_access
+from cuckoo_mount.cloudsettings import ACCESS_PREFIX, CloudAccess, cloud_of, decode_access, row_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, write_config, write_drive_key
 from cuckoo_mount.epochs.chain import Chain, EpochObject, Unusable
 from cuckoo_mount.epochs.claims import Claim, highest_claim, read_notes, watch_claim, write_notes
@@ -44,7 +44,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool
-from cuckoo_mount.preparing import EPOCHS_FOLDER, cloud_entry, cloud_row
+from cuckoo_mount.preparing import EPOCHS_FOLDER, cloud_entry
 from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudRow
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class Recovery:
     async def _entry(self, name: str, cloud: CloudConfig) -> CloudEntry:
         if cloud.cloud_id == self._door.cloud_id:
             return CloudEntry(settings=evolve(self._door.settings, name=cloud.name), cloud_id=cloud.cloud_id)
-        return await cloud_entry(name, cloud_row(cloud), cloud)
+        return await cloud_entry(name, row_of(cloud), cloud)
 
     async def _load(self, multifs: MultiFS, before: Found | None) -> Found:
         """Fetch the newest chain that these clouds show, and read the drive's settings from it."""

@@ -37,7 +37,6 @@ from cuckoo_mount.cloudsettings import (
 )
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.files import store_clouds
-from cuckoo_mount.config.secrets import resolve_secrets
 from cuckoo_mount.errors import CloudError, CloudRefused, CloudUnavailable, ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.format import ID_BYTES, pack_share_name
 from cuckoo_mount.layers.keys import DriveKeys
@@ -47,6 +46,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
 from cuckoo_mount.multi.requests import Pool, gather
 from cuckoo_mount.packs.writer import PackWriter
+from cuckoo_mount.preparing import cloud_entry
 from cuckoo_mount.types import CloudName, CloudRow
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Roster:
                         row.name,
                         self._paths.config_file,
                     )
-                entry = await self._entry(row, config)
+                entry = await cloud_entry(self.config.name, row, config)
                 # What opens another place is nothing that others should have for this one.
                 if writing and row.name in known and config.cloud_id == row.cloud_id:
                     await self._share(row, access_of(config, dict(entry.settings.secrets)))
@@ -164,7 +164,7 @@ class Roster:
 
     async def _sign_quietly(self, cloud: CloudConfig) -> CloudEntry | None:
         try:
-            entry = await self._entry(row_of(cloud), cloud)
+            entry = await cloud_entry(self.config.name, row_of(cloud), cloud)
             if entry.trouble:
                 raise CloudRefused(entry.trouble, cloud=cloud.name)
             await self._pool.run(
@@ -372,13 +372,6 @@ class Roster:
         self._multifs.set_cloud(CloudName(cloud.name), entry)
         if not self._multifs.is_up(CloudName(cloud.name)):
             await self._multifs.probe([CloudName(cloud.name)])
-
-    async def _entry(self, row: CloudRow, config: CloudConfig) -> CloudEntry:
-        try:
-            secrets = await trio.to_thread.run_sync(resolve_secrets, self.config.name, config)
-        except ConfigurationError as error:
-            return entry_of(row, settings_of(config, {}), trouble=str(error).removeprefix(f"cloud {config.name}: "))
-        return entry_of(row, settings_of(config, dict(secrets)))
 
     async def _write(self, config: DriveConfig) -> None:
         await trio.to_thread.run_sync(store_clouds, config.clouds, self._paths)

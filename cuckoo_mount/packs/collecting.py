@@ -41,6 +41,15 @@ async def _no_epochs() -> None:
     """There are no epochs."""
 
 
+def keeping(epoch: int) -> OldestKept:
+    """Return what says that `epoch` is the oldest one kept, whenever it is asked."""
+
+    async def oldest() -> int:
+        return epoch
+
+    return oldest
+
+
 @frozen(slots=True, kw_only=True)
 class Collected:
     """What one run did.  `freed_bytes`: of all shares deleted; `packs_kept`: dead, but a cloud did not confirm.

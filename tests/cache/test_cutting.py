@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from cuckoo_mount.cache.pressure import CacheLimits
+from cuckoo_mount.packs.collecting import keeping
 from cuckoo_mount.parted.tree import AttributeRequest, Caller
 from cuckoo_mount.testing.rig import Rig, RigPlace
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ROOT_INODE, InodeNo
@@ -244,9 +245,9 @@ async def test_a_pack_that_only_an_epoch_names_stays_as_long_as_that(place: RigP
         [pack] = epoch.cut.packs
         assert (await rig.metadata.get_pack(pack.number)).dead
         for kept in (0, 1):
-            await rig.collector.collect(oldest_kept_epoch=kept, thorough=True)
+            await rig.collector.collect(oldest_kept_epoch=keeping(kept), thorough=True)
             assert await epoch.contents(rig) == {b"a": OLD}
-        await rig.collector.collect(oldest_kept_epoch=2, thorough=True)
+        await rig.collector.collect(oldest_kept_epoch=keeping(2), thorough=True)
         assert packs(place) == set()
 
 
@@ -319,7 +320,7 @@ async def test_killed_in_the_middle_of_a_cut(place: RigPlace, tmp_path: Path) ->
         async with held_cut(rig, copy) as epoch:
             pass
         assert await epoch.contents(rig) == {b"a": NEW[:MIB] + OLD[MIB:], b"b": OLD[:5]}
-        await rig.collector.collect(oldest_kept_epoch=0, thorough=True)
+        await rig.collector.collect(oldest_kept_epoch=keeping(0), thorough=True)
         assert await read_file(rig, ino) == NEW[:MIB] + OLD[MIB:]
 
 

@@ -13,6 +13,7 @@ from attrs import define, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cuckoo_mount.packs.collecting import keeping
 from cuckoo_mount.parted.tree import AttributeRequest
 from cuckoo_mount.testing.rig import Rig, RigPlace
 from cuckoo_mount.types import CHUNK_SIZE_BYTES
@@ -79,7 +80,7 @@ class CutPlayer(Player):
 
     async def collect(self, rig: Rig, name: bytes, a: int, b: int) -> None:
         rig.pool.let_go()
-        await rig.collector.collect(oldest_kept_epoch=self.cuts.number - 1, thorough=True)
+        await rig.collector.collect(oldest_kept_epoch=keeping(self.cuts.number - 1), thorough=True)
         await self.check_kept(rig)
 
     async def check_kept(self, rig: Rig) -> None:
@@ -100,7 +101,7 @@ class CutPlayer(Player):
         epoch.note()
         assert await epoch.contents(rig) == files
         await self.check_kept(rig)
-        await rig.collector.collect(oldest_kept_epoch=self.cuts.number - 1, thorough=True)
+        await rig.collector.collect(oldest_kept_epoch=keeping(self.cuts.number - 1), thorough=True)
         assert await epoch.contents(rig) == files
         self.cuts.kept, self.cuts.kept_files = epoch, files
         self.cuts.number += 1

@@ -20,7 +20,7 @@ from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.fuse.control import ControlServer
 from cuckoo_mount.fuse.controlsocket import connect, encode_line
 
-NOTHING = {"files": 0, "chunks": 0, "bytes": 0}
+NOTHING = {"files": 0, "chunks": 0, "bytes": 0, "changes": 0}
 DOWN = {"name": "usb", "state": "down", "error": "cloud usb: no such folder"}
 
 
@@ -29,6 +29,7 @@ class Counts:
     files: int
     chunks: int
     bytes: int
+    changes: int
 
 
 class FakeDrive:
@@ -36,6 +37,7 @@ class FakeDrive:
 
     def __init__(self, *, pending_bytes: int = 0) -> None:
         self.pending_bytes = pending_bytes
+        self.pending_changes = 0
         self.asked_to_send = trio.Event()
         self.may_send = trio.Event()
         self.sends = 0
@@ -51,7 +53,9 @@ class FakeDrive:
         self.pending_bytes = 0
 
     def pending(self) -> Counts:
-        return Counts(int(self.pending_bytes > 0), int(self.pending_bytes > 0), self.pending_bytes)
+        return Counts(
+            int(self.pending_bytes > 0), int(self.pending_bytes > 0), self.pending_bytes, self.pending_changes
+        )
 
     def troubles(self) -> list[dict[str, str]]:
         return self.ill
@@ -166,7 +170,7 @@ async def test_sync_ends_when_the_drive_is_unmounted_meanwhile(paths: DrivePaths
         nursery.start_soon(sync)
         await world.drive.asked_to_send.wait()
         world.unmounted.set()
-    pending = {"files": 1, "chunks": 1, "bytes": 7}
+    pending = {"files": 1, "chunks": 1, "bytes": 7, "changes": 0}
     assert results == [{"pending": pending, "degraded": 0, "troubles": [], "sent": False}]
 
 
@@ -234,7 +238,7 @@ async def test_umount_without_waiting_says_what_is_left(paths: DrivePaths) -> No
     world = World(paths, pending_bytes=7)
     async with running(world):
         result = await ask("umount", wait=False)
-    assert result["pending"] == {"files": 1, "chunks": 1, "bytes": 7}
+    assert result["pending"] == {"files": 1, "chunks": 1, "bytes": 7, "changes": 0}
     assert world.drive.sends == 0
     assert "7 B of 1 file is not yet on the clouds but safely on the local disk" in world.said
 
@@ -330,7 +334,7 @@ async def test_umount_during_that_sending_waits_for_it_or_ends_it(paths: DrivePa
         world.unmounted.set()
         await world.drive.asked_to_send.wait()
         result = await ask("umount", wait=False)
-    assert result["pending"] == {"files": 1, "chunks": 1, "bytes": 7}
+    assert result["pending"] == {"files": 1, "chunks": 1, "bytes": 7, "changes": 0}
 
 
 async def test_commands_for_tests_need_the_variable(paths: DrivePaths, monkeypatch: pytest.MonkeyPatch) -> None:

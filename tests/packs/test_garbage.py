@@ -9,7 +9,7 @@ import pytest
 
 from cuckoo_mount.errors import CloudTimeout, CloudUnavailable
 from cuckoo_mount.format import pack_share_name
-from cuckoo_mount.packs.collecting import Collected
+from cuckoo_mount.packs.collecting import Collected, keeping
 from cuckoo_mount.packs.garbage import UNKNOWN_AGE_NS, collect_garbage, delete_unknown, find_orphans, load_known
 from cuckoo_mount.types import CloudName
 from tests.packs.packtools import DRIVE, stored_objects
@@ -82,10 +82,10 @@ async def test_shares_stay_as_long_as_a_kept_epoch_has_them(drive: Drive) -> Non
         await drive.remove(b"never-cut")
         await drive.metadata.set_local("epoch", "5")
         await drive.remove(b"old")
-        collected = await drive.collector.collect(oldest_kept_epoch=4, thorough=True)
+        collected = await drive.collector.collect(oldest_kept_epoch=keeping(4), thorough=True)
         assert collected.packs_deleted == 1, "only what no epoch ever saw"
         assert drive.objects() == 2
-        assert (await drive.collector.collect(oldest_kept_epoch=5, thorough=False)).packs_deleted == 1
+        assert (await drive.collector.collect(oldest_kept_epoch=keeping(5), thorough=False)).packs_deleted == 1
         assert drive.objects() == 0
 
 
