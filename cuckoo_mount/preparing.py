@@ -18,11 +18,9 @@ from attrs import evolve, frozen
 from cuckoo_mount.cloudsettings import NOTED_PREFIX, row_of, settings_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.secrets import resolve_secrets
-from cuckoo_mount.epochs.chain import Chain
 from cuckoo_mount.epochs.engine import OLDEST
 from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
 from cuckoo_mount.epochs.ledger import LOCAL_EPOCH, Ledger, from_local
-from cuckoo_mount.epochs.looking import Look
 from cuckoo_mount.errors import ConfigurationError
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.metadata.peek import peek_local, peek_own_changes
@@ -37,8 +35,6 @@ from cuckoo_mount.types import CloudName, CloudRow
 log = logging.getLogger(__name__)
 MEETING_S: Final = 10.0
 """How long a mount waits for clouds before it starts from what is here."""
-JOINING_S: Final = 120.0
-"""How long it may take to compare with those that did answer, and to fetch what is newer."""
 EPOCHS_FOLDER: Final = "epochs"
 _KEPT_LOCALS: Final = ("signed.", NOTED_PREFIX, RECOVERY_KEY_SHOWN)
 
@@ -85,15 +81,10 @@ async def join_clouds(joining: Joining, multifs: MultiFS, paths: DrivePaths, ter
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     own = await trio.to_thread.run_sync(_own_copy, paths)
-    joined = None
-    with trio.move_on_after(JOINING_S):
-        if terms.epoch is not None:
-            joined = await joining.view(terms.epoch)
-        else:
-            joined = await joining.join(own, writing=terms.writing, take_over=terms.take_over)
-    if joined is None:
-        log.warning("the clouds took longer than %.0f s to be compared with this machine", JOINING_S)
-        joined = Joined(found=Look(), chain=Chain(), holder=None, search=joining.search(own))
+    if terms.epoch is not None:
+        joined = await joining.view(terms.epoch)
+    else:
+        joined = await joining.join(own, writing=terms.writing, take_over=terms.take_over)
     if joined.behind:
         await _bring_up_to_date(joining, joined, own, paths)
     elif not own.exists:

@@ -72,6 +72,10 @@ class ControlledDrive(Protocol):
     async def degraded_packs(self) -> int:
         """Return how many packs have too few shares."""
 
+    @property
+    def read_only_reason(self) -> str:
+        """Why nothing can be written or sent any more; empty: it can."""
+
     async def status(self) -> dict[str, object]:
         """Return the drive's part of `status --json`."""
 
@@ -135,7 +139,7 @@ class Session:
         log.info("asked to end; sending what is not yet on the clouds, for at most %.0f s", GRACE_S)
         with trio.move_on_after(GRACE_S) as self._sending:
             await self._flush_kernel()
-            await self._send_all()
+            await self._send_what_goes()
         self.grace_s = 0.0
         try:
             await trio.to_thread.run_sync(self.detach, self.mountpoint)
@@ -149,7 +153,7 @@ class Session:
         if is_unsent(self.drive.pending()) and self.grace_s:
             log.info("unmounted; sending what is left, for at most %.0f s", self.grace_s)
             with trio.move_on_after(self.grace_s) as self._sending:
-                await self._send_all()
+                await self._send_what_goes()
         left = self.drive.pending()
         self.ended.set()
         if not is_unsent(left):
@@ -178,7 +182,7 @@ class Session:
 
     async def _umount(self, call: Call) -> Mapping[str, object]:
         wait = call.flag("wait", default=True)
-        if wait and not self._unmounted:
+        if wait and not self._unmounted and not self.drive.read_only_reason:
             await self._send_telling(call)
         if not self._unmounted:
             # Before the unmount: finish() comes right after it.
@@ -212,10 +216,12 @@ class Session:
         if failure is not None:
             raise failure
 
-    async def _send_all(self) -> None:
-        """Send everything; clouds that are not well are asked anew meanwhile.  Raises: what `send_all` does."""
+    async def _send_what_goes(self) -> None:
+        """Send everything; clouds that are not well are asked anew meanwhile.  What cannot be sent stays here."""
         failure = await self._try_to_send()
-        if failure is not None:
+        if isinstance(failure, CuckooError):
+            log.warning("not everything was sent: %s", failure)
+        elif failure is not None:
             raise failure
 
     async def _try_to_send(self) -> Exception | None:

@@ -2,12 +2,10 @@
 
 Used by drive.py.  For one trio loop; writing objects and reading cuts run in threads.  One epoch:
 
-    cut ─▶ commit durable ─▶ records put aside, cut closed ─▶ frozen versions on clouds ─▶ object in state/epochs
-      ─▶ one change: outbox cleared, ledger has the object ─▶ put on clouds ─▶ no higher claim there ─▶ durable
+    due ─▶ object in state/epochs, ledger has it (making.py) ─▶ put on clouds ─▶ no higher claim there ─▶ durable
 
-Nothing of an epoch's object is sent before the ledger has it, so that an object that the ledger does not know was never
-sent and is made again, and one that it knows is only ever sent as it is (I-20, I-21).  An epoch is durable when as many
-clouds as it takes have it and show no claim above ours after that; then no machine that takes over can miss it.
+An epoch is durable when as many clouds as it takes have it and show no claim above ours after that (publishing.py);
+then no machine that takes over can miss it.
 The objects that loading the newest epoch takes stay in state/epochs: clouds that were away are brought up to date
 from there.
 """
@@ -17,30 +15,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
-from functools import partial
-from itertools import chain
+from collections.abc import Callable, Collection
 from typing import Final
 
 import trio
 from attrs import evolve, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
-from cuckoo_mount.cache.cutting import ContentCut
-from cuckoo_mount.epochformat import NO_PREDECESSOR, EpochName
 from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
 from cuckoo_mount.epochs.keeping import kept_epochs, needed_entries, wants_snapshot
-from cuckoo_mount.epochs.ledger import Entry, Ledger
+from cuckoo_mount.epochs.ledger import Ledger
 from cuckoo_mount.epochs.looking import epoch_path, look
-from cuckoo_mount.epochs.objects import new_header, write_epoch
-from cuckoo_mount.epochs.placing import chunk_record, lost_records, pack_records, version_record
+from cuckoo_mount.epochs.making import EpochMaker
 from cuckoo_mount.epochs.publishing import Publisher
-from cuckoo_mount.epochs.sealing import EpochKeys
-from cuckoo_mount.epochs.spool import read_spool, write_spool
 from cuckoo_mount.errors import ConfigurationError, CuckooError, MetadataError, ReadOnly
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.metadata.cut import Cut
-from cuckoo_mount.metadata.records import JournalRecord
 
 log = logging.getLogger(__name__)
 EPOCH_S: Final = 30.0
@@ -91,7 +80,7 @@ class EpochEngine:
         self._metadata = metadata
         self._cache = cache
         self._joining = joining
-        self._keys = EpochKeys(joining.keys)
+        self._maker = EpochMaker(metadata, cache, joining)
         self._ledger = ledger
         self._oldest = oldest
         self._refuse = refuse
@@ -316,54 +305,14 @@ class EpochEngine:
         await self._metadata.set_locals(evolve(self._ledger, entries=()).as_local())
 
     async def _make_one(self, publisher: Publisher) -> None:
-        now_ns = time.time_ns()
-        as_snapshot = self._force_snapshot or wants_snapshot(self._ledger.parts, now_ns)
-        tip = self._ledger.tip
-        name = EpochName(
-            publisher.holder.term,
-            self._ledger.epoch + 1,
-            publisher.holder.writer,
-            "snapshot" if as_snapshot else "journal",
+        self._changed_at_s, self._made_at_s = math.inf, trio.current_time()
+        entry = await self._maker.make(
+            self._ledger,
+            publisher.holder.name,
+            as_snapshot=self._force_snapshot or wants_snapshot(self._ledger.parts, time.time_ns()),
         )
-        folder = self._joining.folder
-        await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
-        spool = folder / "cut.spool"
-        pinned = await self._metadata.open_cut()
-        try:
-            async with self._cache.cut(name.epoch, partial(_moment, self._metadata, pinned)) as cut:
-                self._changed_at_s, self._made_at_s = math.inf, trio.current_time()
-                header = new_header(
-                    self._joining.drive_id,
-                    name,
-                    time_ns=time.time_ns(),
-                    predecessor=tip.object_hash if tip is not None else NO_PREDECESSOR,
-                    encrypted=self._joining.encrypted,
-                )
-                await self._metadata.make_durable()
-                records = pinned.snapshot() if as_snapshot else pinned.journal()
-                await trio.to_thread.run_sync(write_spool, spool, records)
-                # Before the clouds are waited for: while a cut is open the write-ahead log only grows.
-                await trio.to_thread.run_sync(pinned.close)
-                await cut.send()
-                if self._refused:
-                    return
-                extras = tuple(_extra_records(cut))
-                path = epoch_path(folder, name)
-                summary = await trio.to_thread.run_sync(
-                    write_epoch, path, header, self._keys, chain(read_spool(spool), extras)
-                )
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(pinned.close)
-        entry = Entry(header, summary.object_hash, summary.size_bytes)
-        await self._metadata.clear_outbox(pinned.mark, {f"epoch.object.{name}": entry.as_setting()})
         self._ledger = evolve(self._ledger, entries=(*self._ledger.entries, entry))
         self._force_snapshot = False
-        for start in range(0, len(extras), _SLICE):
-            await self._metadata.clear_journal(extras[start : start + _SLICE])
-            await trio.lowlevel.checkpoint()
-        await self._metadata.make_durable()
-        log.info("epoch %s: %d records, %d bytes", name, summary.records, summary.size_bytes)
 
     # -- losing the right to write --
 
@@ -421,34 +370,20 @@ class EpochEngine:
     # -- the end --
 
     async def release(self, *, deadline_s: float) -> None:
-        """Give the right to write back, if all is on the clouds: else nobody else should go on without it.
+        """Bring what is only metadata to the clouds; then give the right to write back, if everything is there: else
+        nobody else should go on without it.
 
         Checkpoint, raises nothing of the clouds'.
         """
         publisher = self._publisher
-        if publisher is None or self._refused or self.has_unsent():
+        if publisher is None or self._refused or self._cache.statistics().dirty_bytes:
             return
         with trio.move_on_after(deadline_s, shield=True):
             try:
-                # With it, what compaction and collection did: whoever goes on elsewhere builds on that.
+                # With what compaction and collection did, too: whoever goes on elsewhere builds on that.
                 await self.make(bounded=True, whole=True)
                 if not self.refused and not self.has_unsent():
                     await publisher.catch_up(self._ledger)
                     await publisher.release()
             except (CuckooError, OSError) as error:
                 log.warning("the right to write was not given back: %s", error)
-
-
-async def _moment(metadata: Metadata, pinned: Cut) -> None:
-    await metadata.take_cut(pinned)
-
-
-def _extra_records(cut: ContentCut) -> Iterator[JournalRecord]:
-    """Yield the places of what was dirty at the cut."""
-    for (ino, index), version in cut.duplicates.items():
-        yield chunk_record(ino, index, version)
-    for version, location in cut.locations.items():
-        yield version_record(version, location)
-    for pack in cut.packs:
-        yield from pack_records(pack, cut.epoch)
-    yield from lost_records(cut.missing)

@@ -65,6 +65,10 @@ class FakeDrive:
         self.retried.set()
         self.retried = trio.Event()
 
+    @property
+    def read_only_reason(self) -> str:
+        return ""
+
     async def degraded_packs(self) -> int:
         return self.degraded
 
