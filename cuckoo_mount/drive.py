@@ -54,7 +54,7 @@ METADATA_FILE: Final = "metadata.sqlite"
 
 @frozen(slots=True)
 class Pending:
-    """What is not yet on the clouds.  `changes`: rows of metadata that are in no durable epoch."""
+    """What is not yet on the clouds.  `changes`: rows of metadata that are in no epoch on any cloud."""
 
     files: int
     chunks: int
@@ -107,6 +107,11 @@ class Drive:
         files = max(held.dirty_files, cache.pending_files)
         return Pending(files, held.dirty_chunks, held.dirty_bytes + cache.pending_bytes, self._engine.status().changes)
 
+    def epoch(self) -> dict[str, object]:
+        """Return `epoch` of `status --json`: `local` is the newest one made, `cloud` the newest durable one."""
+        status = self._engine.status()
+        return {"local": status.local, "cloud": status.cloud, "age_s": status.age_s}
+
     @property
     def read_only_reason(self) -> str:
         """Why nothing can be written any more, though it was opened for writing; empty: it can."""
@@ -147,13 +152,13 @@ class Drive:
         """Return the drive's part of `status --json`; never waits for a cloud."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
         self._multifs.set_usage(await self._metadata.cloud_usage())
-        degraded, epoch = await self._metadata.degraded_packs(), self._engine.status()
+        degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
             "redundancy": self.config.redundancy,
             "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
-            "epoch": {"local": epoch.local, "cloud": epoch.cloud, "age_s": epoch.age_s},
+            "epoch": self.epoch(),
             "read_only_reason": self._engine.refused,
             "cache": {
                 "bytes": cache.used_bytes,

@@ -266,7 +266,8 @@ class Recovery:
                 "Try again when all clouds answer, or take the older one with --accept-stale"
             )
         if len(found.silent) >= found.wanted:
-            silent = "; ".join(f"{name}: {why}" for name, why in sorted(found.silent.items()))
+            whys = {name: why.removeprefix(f"cloud {name}: ") for name, why in found.silent.items()}
+            silent = "; ".join(f"{name}: {why}" for name, why in sorted(whys.items()))
             raise ConfigurationError(
                 f"only {len(names) - len(found.silent)} of {len(names)} clouds answer, so that something newer than "
                 f"epoch {epoch} may lie on the others ({silent}).  Name where one has moved with --cloud NAME=URL, or "

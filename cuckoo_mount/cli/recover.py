@@ -161,11 +161,14 @@ def _recover(
 ) -> Found:
     import trio
 
+    from cuckoo_mount.cli.logs import log_to_file
     from cuckoo_mount.recovery import give_up
 
     try:
         door = trio.run(_open_door, settings, drive_id)
         key = _drive_key(door, files, wishes.name)
+        # Trouble with one cloud or object is in the outcome, or in the one line of the error; the rest is for the log.
+        log_to_file(paths.log, "info")
         return trio.run(_find_and_keep, door, key, paths, wishes)
     except BaseException as error:
         give_up(paths)

@@ -180,13 +180,16 @@ def describe_trouble(trouble: Mapping[str, object]) -> str:
 
 
 def why_degraded(outcome: Mapping[str, object]) -> str:
-    """Return a line on packs with too few copies and why that is; empty when all have enough."""
-    degraded = outcome.get("degraded")
-    if not isinstance(degraded, int) or not degraded:
-        return ""
-    what = "1 pack has" if degraded == 1 else f"{degraded} packs have"
+    """Return a line on what is on too few clouds and why that is; empty when nothing is."""
     reasons = because(outcome.get("troubles")) or "; are there clouds enough? see: cuckoo status"
-    return f"{what} fewer copies than the drive's redundancy asks for{reasons}"
+    degraded = outcome.get("degraded")
+    if isinstance(degraded, int) and degraded:
+        what = "1 pack has" if degraded == 1 else f"{degraded} packs have"
+        return f"{what} fewer copies than the drive's redundancy asks for{reasons}"
+    epoch = outcome.get("epoch")
+    if isinstance(epoch, dict) and epoch.get("local") and epoch.get("local") != epoch.get("cloud"):
+        return f"names and attributes are on fewer clouds than keep them safe{reasons}"
+    return ""
 
 
 def because(troubles: object) -> str:
@@ -204,7 +207,7 @@ def human_time(seconds: float) -> str:
 
 
 def left_now(drive: str) -> dict[str, object] | None:
-    """Return what is `pending`, `degraded` and which clouds have `troubles`; None if nobody can be asked any more."""
+    """Return what `sync` reports: `pending`, `degraded`, …; None if nobody can be asked any more."""
     with suppress(CuckooError):
         return outcome_of(client.ask(drive, "status"))
     return None
@@ -219,4 +222,9 @@ def outcome_of(status: Mapping[str, object]) -> dict[str, object]:
         if cloud.get("state") != _OK
     ]
     degraded = packs.get("degraded", 0) if isinstance(packs, dict) else 0
-    return {"pending": status.get("pending"), "degraded": degraded, "troubles": troubles}
+    return {
+        "pending": status.get("pending"),
+        "degraded": degraded,
+        "epoch": status.get("epoch"),
+        "troubles": troubles,
+    }

@@ -72,6 +72,9 @@ class ControlledDrive(Protocol):
     async def degraded_packs(self) -> int:
         """Return how many packs have too few shares."""
 
+    def epoch(self) -> Mapping[str, object]:
+        """Return `epoch` of `status --json`."""
+
     @property
     def read_only_reason(self) -> str:
         """Why nothing can be written or sent any more; empty: it can."""
@@ -201,6 +204,7 @@ class Session:
         return {
             "pending": _counts(self.drive.pending()),
             "degraded": await self.drive.degraded_packs(),
+            "epoch": self.drive.epoch(),
             "troubles": self.drive.troubles(),
         }
 

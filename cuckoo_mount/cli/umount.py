@@ -50,16 +50,15 @@ def command(context: click.Context, mountpoint: Path | None, no_wait: bool, driv
 
 
 def _say_unmounted(result: client.Result, *, as_json: bool) -> int:
-    pending = result.get("pending")
+    pending, degraded = result.get("pending"), sending.why_degraded(result)
     if sending.unsent(pending):
         reasons = sending.because(result.get("troubles"))
         said = f"{sending.describe(pending)} safe on the local disk, to be sent after the next mount{reasons}."
     else:
-        degraded = sending.why_degraded(result)
         said = f"Everything is on the clouds, but {degraded}." if degraded else "Everything is on the clouds."
     if not as_json:
         click.echo(f"Unmounted.  {said}")
-    return common.UNSENT if sending.unsent(pending) or result.get("degraded") else common.DONE
+    return common.UNSENT if sending.unsent(pending) or degraded else common.DONE
 
 
 def _interrupted(drive: str, mount: CuckooMount | None, *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection
 from typing import Final
@@ -22,6 +23,7 @@ import trio
 from attrs import evolve, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.clouds.registry import TESTING_VARIABLE
 from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
 from cuckoo_mount.epochs.keeping import kept_epochs, needed_entries, wants_snapshot
 from cuckoo_mount.epochs.ledger import Ledger
@@ -36,6 +38,8 @@ EPOCH_S: Final = 30.0
 """After the first change the next epoch waits so long, …"""
 EPOCH_MAX_S: Final = 300.0
 """… or, while little comes again and again, twice as long each time up to this."""
+EPOCH_VARIABLE: Final = "CUCKOO_EPOCH_S"
+"""Environment variable: seconds in place of `EPOCH_S`; looked at with CUCKOO_TESTING=1 only."""
 CATALOGUE_S: Final = 3600.0
 """What only the catalogue changed (packs moved or deleted) waits for the next epoch, so long at most."""
 LITTLE_ROWS: Final = 64
@@ -54,7 +58,7 @@ class EpochStatus:
     """How far the metadata are on the clouds.  Contract: `status --json`, `epoch`.
 
     `local`: the newest epoch made; `cloud`: the newest durable one, None if there is none; `age_s`: how old that is,
-    0 if nothing changed since.  `changes`: rows that are in no durable epoch, at most `COUNT_MAX`.
+    0 if nothing changed since.  `changes`: rows that are in no epoch on any cloud, at most `COUNT_MAX`.
     """
 
     local: int
@@ -82,6 +86,7 @@ class EpochEngine:
         self._joining = joining
         self._maker = EpochMaker(metadata, cache, joining)
         self._ledger = ledger
+        self._placed = ledger.durable
         self._oldest = oldest
         self._refuse = refuse
         self._refused = ""
@@ -89,7 +94,9 @@ class EpochEngine:
         self._force_snapshot = False
         self._lock = trio.Lock()
         self._changed_at_s = math.inf
-        self._wait_s = EPOCH_S
+        is_test = os.environ.get(TESTING_VARIABLE) == "1"
+        self._epoch_s = float(os.environ.get(EPOCH_VARIABLE, EPOCH_S)) if is_test else EPOCH_S
+        self._wait_s = self._epoch_s
         self._made_at_s = -math.inf
         self._join_at_s = -math.inf
         self._making = trio.CancelScope()
@@ -119,8 +126,8 @@ class EpochEngine:
         if durable:
             cut_ns = entry.header.time_ns if entry is not None else time.time_ns()
             age_s = 0.0 if is_clean else max(0.0, (time.time_ns() - cut_ns) / 1e9)
-        if not is_clean and not changes:
-            changes = 1  # in an epoch that is on too few clouds
+        if not changes and self._placed < self._ledger.epoch:
+            changes = 1
         return EpochStatus(self._ledger.epoch, durable or None, age_s, changes)
 
     def has_unsent(self) -> bool:
@@ -164,11 +171,11 @@ class EpochEngine:
         if self._changed_at_s == math.inf:
             self._changed_at_s = now_s
         is_little = changes < LITTLE_ROWS and statistics.dirty_bytes < 1 << 20
-        wait_s = self._wait_s if is_little else EPOCH_S
+        wait_s = self._wait_s if is_little else self._epoch_s
         if now_s < self._changed_at_s + wait_s or not self._has_clouds():
             return False
         again = now_s - self._made_at_s < 3 * wait_s
-        self._wait_s = min(EPOCH_MAX_S, 2 * wait_s) if is_little and again else EPOCH_S
+        self._wait_s = min(EPOCH_MAX_S, 2 * wait_s) if is_little and again else self._epoch_s
         return True
 
     def _has_clouds(self) -> bool:
@@ -295,6 +302,8 @@ class EpochEngine:
         if outcome.refusal:
             self._fence(outcome.refusal)
             return True
+        if outcome.confirmed:
+            self._placed = self._ledger.epoch
         if len(outcome.confirmed) >= self._joining.wanted():
             await self._note_durable()
             return True

@@ -53,7 +53,9 @@ def cuckoo_mount(*arguments: str) -> int:
         pytest.param(["sync", "/"], 2, "lies in no mounted drive", id="sync-path"),
         pytest.param(["umount"], 2, "there is no drive 'default' here", id="umount"),
         pytest.param(["umount", "/nowhere"], 1, "no drive is mounted at /nowhere", id="umount-where"),
-        pytest.param(["mount", "--epoch", "3"], 2, "--epoch comes with a later release", id="epoch"),
+        pytest.param(["mount", "/", "--epoch", "3"], 2, "there is no drive 'default' here whose epoch 3", id="epoch"),
+        pytest.param(["mount", "--epoch", "0"], 2, "--epoch", id="epoch-0"),
+        pytest.param(["mount", "--epoch", "3", "--take-over"], 2, "nothing to take over; leave one out", id="both"),
     ],
 )
 def test_errors_of_cuckoo(arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +77,6 @@ def test_errors_of_cuckoo(arguments: list[str], status: int, says: str, capsys: 
         pytest.param(["{base}/full"], 2, "is not empty (there is thing)", id="full"),
         pytest.param(["{base}"], 2, "contains cuckoo-mount's own folder", id="own"),
         pytest.param(["{base}/mnt", "-o", "nix"], 2, "unknown mount option 'nix'", id="option"),
-        pytest.param(["{base}/mnt", "--take-over"], 2, "--take-over comes with a later release", id="take-over"),
         pytest.param(["{base}/mnt", "--drive", "-x"], 2, "cannot name a drive", id="name"),
         pytest.param(["{base}/mnt", "{base}/other"], 2, "unexpected", id="two"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cuckoo_mount.cli import sending
-from cuckoo_mount.cli.sending import PLAIN_EVERY_S, RATE_WINDOW_S, SendingLine, SendingRate
+from cuckoo_mount.cli.sending import PLAIN_EVERY_S, RATE_WINDOW_S, SendingLine, SendingRate, why_degraded
 from cuckoo_mount.cli.statusview import UNBOUNDED_WIDTH, notes_on, old_errors, render
 
 MIB = 1 << 20
@@ -129,10 +129,35 @@ def test_status_fits_every_width(width: int) -> None:
 
 
 def test_an_epoch_is_shown_when_there_is_one() -> None:
-    assert "epoch" not in shown(a_status(), 80)
+    said = shown(a_status(epoch={"local": 0, "cloud": None, "age_s": None}), 80)
+    assert "on this machine only, until the first epoch is on the clouds: cuckoo sync" in " ".join(said.split())
     said = shown(a_status(epoch={"local": 18, "cloud": 17, "age_s": 42.0}), 80)
-    assert "18 here, 17 on the clouds, 42 s old" in said
+    assert "18 here, 17 on the clouds, the state of 42 s ago" in said
     assert "on this machine only" not in said
+    said = shown(a_status(epoch={"local": 17, "cloud": 17, "age_s": 0.0}), 80)
+    assert "epoch 17 on the clouds cloud" in " ".join(said.split())
+
+
+def test_why_a_drive_turned_read_only_is_shown() -> None:
+    said = shown(a_status(state="read-only", read_only_reason="another machine has taken the drive over"), 200)
+    assert "Read-only: another machine has taken the drive over." in said
+
+
+@pytest.mark.parametrize(
+    ("epoch", "says"),
+    [
+        ({"local": 5, "cloud": 5}, ""),
+        ({"local": 5, "cloud": 4}, "on fewer clouds than keep them safe; cloud nas is down: gone"),
+        ({"local": 1, "cloud": None}, "on fewer clouds than keep them safe; cloud nas is down: gone"),
+        ({"local": 0, "cloud": None}, ""),
+        (None, ""),
+    ],
+)
+def test_an_epoch_on_too_few_clouds_is_no_success(epoch: dict[str, object] | None, says: str) -> None:
+    trouble = {"name": "nas", "state": "down", "error": "cloud nas: gone"}
+    said = why_degraded({"degraded": 0, "epoch": epoch, "troubles": [trouble]})
+    assert says in said
+    assert bool(said) == bool(says)
 
 
 def test_notes_say_what_to_do() -> None:

@@ -21,6 +21,7 @@ from cuckoo_mount.fuse.control import ControlServer
 from cuckoo_mount.fuse.controlsocket import connect, encode_line
 
 NOTHING = {"files": 0, "chunks": 0, "bytes": 0, "changes": 0}
+EPOCH = {"local": 4, "cloud": 4, "age_s": 0.0}
 DOWN = {"name": "usb", "state": "down", "error": "cloud usb: no such folder"}
 
 
@@ -68,6 +69,9 @@ class FakeDrive:
     @property
     def read_only_reason(self) -> str:
         return ""
+
+    def epoch(self) -> dict[str, object]:
+        return dict(EPOCH)
 
     async def degraded_packs(self) -> int:
         return self.degraded
@@ -159,8 +163,8 @@ async def test_sync_tells_how_much_is_left(paths: DrivePaths) -> None:
 
     async with running(world):
         result = await ask("sync", progress)
-    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7, "troubles": []}
-    assert result == {"pending": NOTHING, "degraded": 0, "troubles": [], "sent": True}
+    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7, "changes": 0, "troubles": []}
+    assert result == {"pending": NOTHING, "degraded": 0, "epoch": EPOCH, "troubles": [], "sent": True}
 
 
 async def test_sync_ends_when_the_drive_is_unmounted_meanwhile(paths: DrivePaths) -> None:
@@ -175,7 +179,7 @@ async def test_sync_ends_when_the_drive_is_unmounted_meanwhile(paths: DrivePaths
         await world.drive.asked_to_send.wait()
         world.unmounted.set()
     pending = {"files": 1, "chunks": 1, "bytes": 7, "changes": 0}
-    assert results == [{"pending": pending, "degraded": 0, "troubles": [], "sent": False}]
+    assert results == [{"pending": pending, "degraded": 0, "epoch": EPOCH, "troubles": [], "sent": False}]
 
 
 async def test_who_waits_has_clouds_in_trouble_asked_again(
@@ -208,8 +212,8 @@ async def test_what_waits_for_clouds_is_told_with_the_clouds(paths: DrivePaths) 
 
     async with running(world):
         result = await ask("sync", progress)
-    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7, "troubles": [DOWN]}
-    assert result == {"pending": NOTHING, "degraded": 3, "troubles": [DOWN], "sent": True}
+    assert told[0] == {"files": 1, "chunks": 1, "bytes": 7, "changes": 0, "troubles": [DOWN]}
+    assert result == {"pending": NOTHING, "degraded": 3, "epoch": EPOCH, "troubles": [DOWN], "sent": True}
     world.drive.may_send = trio.Event()
     world.drive.pending_bytes = 7
     world.session.grace_s = 0.0
@@ -234,7 +238,7 @@ async def test_umount_sends_first(paths: DrivePaths) -> None:
     world.drive.may_send.set()
     async with running(world):
         result = await ask("umount", wait=True)
-    assert result == {"pending": NOTHING, "degraded": 0, "troubles": [], "mountpoint": str(paths.data)}
+    assert result == {"pending": NOTHING, "degraded": 0, "epoch": EPOCH, "troubles": [], "mountpoint": str(paths.data)}
     assert world.said == "unmounted; everything is on the clouds"
 
 

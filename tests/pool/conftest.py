@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from cuckoo_mount.clouds.registry import TESTING_VARIABLE
 from cuckoo_mount.testing.httpproxy import http_proxy
 from cuckoo_mount.testing.servers import S3Server, s3_server
 from tests.mount.mounting import DEADLINE_S
+from tests.pool.machines import Machine
 from tests.pool.pooling import Place, PoolMount, folder_place
 from tests.pool.threeservers import ThreeServers, s3_place
 
@@ -26,6 +28,13 @@ class MakePool(Protocol):
         self, places: Sequence[Place], *, redundancy: str = "none", deadline_s: float = DEADLINE_S
     ) -> PoolMount:
         """Return a drive over `places`, not yet mounted."""
+
+
+class MakeMachine(Protocol):
+    """What the fixture `make_machine` is."""
+
+    def __call__(self, places: Sequence[Place], *, redundancy: str = "2", deadline_s: float = DEADLINE_S) -> Machine:
+        """Return a machine that has nothing of the drive yet."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -54,8 +63,28 @@ def make_pool(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MakePo
         made.append(pool)
         return pool
 
-    try:
+    with _finished(made, tmp_path, request):
         yield make
+
+
+@pytest.fixture
+def make_machine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MakeMachine]:
+    """Makes machines; afterwards the drive is checked and unmounted on each, and all is deleted if the test passed."""
+    made: list[PoolMount] = []
+
+    def make(places: Sequence[Place], *, redundancy: str = "2", deadline_s: float = DEADLINE_S) -> Machine:
+        machine = Machine(tmp_path / f"machine{len(made)}", places, redundancy=redundancy, deadline_s=deadline_s)
+        made.append(machine)
+        return machine
+
+    with _finished(made, tmp_path, request):
+        yield make
+
+
+@contextmanager
+def _finished(made: Sequence[PoolMount], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    try:
+        yield
         failed = request.node.stash.get(_FAILED, False)
         if not failed:
             for pool in made:

@@ -1,0 +1,392 @@
+"""A laptop that is lost while somebody works on it, and the one that is set up in its place.
+
+Used by test_pool_burnt.py.  A `Fire` is one drive over three folders, seen through one laptop after the other:
+
+    work ─▶ epochs on the clouds meanwhile ─▶ kill -9, everything local deleted ─▶ recover, mount ─▶ compare
+
+What has to be there is known from two sides.  `epoch.local` of `status` is N - 2 or less: the cut of epoch N comes
+later, as it is made only after epoch N - 1; so every step that was done before the question is in epoch N.  (While
+`epoch.local` is N - 1 that cut may have been taken already.)  And `sync` returns: every step that was done before it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import define, field, frozen
+
+from cuckoo_mount.epochs.engine import EPOCH_VARIABLE
+from cuckoo_mount.preparing import EPOCHS_FOLDER
+from cuckoo_mount.testing.faulty import write_plan
+from tests.mount.mounting import ControlError, MountError
+from tests.pool.machines import Machine, wait_until
+from tests.pool.numbered import ROOT, find_state, look
+from tests.pool.pooling import Place
+
+EPOCH_S: Final = 0.3
+WORK_S: Final = 2.5
+"""A laptop burns so long at most after its first steps."""
+FIRST_STEPS: Final = 40
+POLL_S: Final = 0.02
+DURABLE_ON: Final = 2
+FAULTS: Final = ("slow epochs", "slow packs", "one slow", "one fails", "one stops", "none")
+AIMS: Final = {"slow epochs": "not_durable", "slow packs": "cutting"}
+"""With these faults the moment is one of which this is so (`Tally`)."""
+SLOW_S: Final = 0.8
+SPOOL: Final = "cut.spool"
+Rule = dict[str, object]
+
+
+class Laptop(Machine):
+    """A machine that makes epochs all the time."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {EPOCH_VARIABLE: str(EPOCH_S)}
+
+
+@frozen
+class Poll:
+    """One `status`.  `done`: the newest step that was done before it was asked for."""
+
+    done: int
+    local: int
+    cloud: int
+
+
+@define
+class Tally:
+    """What was seen, over all moments.
+
+    `not_durable`: an epoch was there whole on the laptop, but on too few clouds.  `half_sent`: and on one.  `cutting`: a
+    cut was taken, and its content was on its way.
+    """
+
+    moments: int = 0
+    not_durable: int = 0
+    half_sent: int = 0
+    cutting: int = 0
+    with_loss: int = 0
+    steps: int = 0
+    steps_lost: int = 0
+    epochs: int = 0
+    syncs: int = 0
+    clouds_missing: int = 0
+
+
+class Work:
+    """The writer on a mounted laptop, and the threads that ask meanwhile what is durable.
+
+    `promised`: the newest step of which `sync` said that it is on the clouds.
+    """
+
+    def __init__(self, laptop: Laptop, seed: str, first: int) -> None:
+        self.polls: Final[list[Poll]] = []
+        self.promised = 0
+        self.syncs = 0
+        self._laptop = laptop
+        self._choose = random.Random(f"{seed} {first}")
+        self._journal = laptop.folder / "journal"
+        self._ending = laptop.folder / "ending"
+        self._journal.touch()
+        self._failures: list[Exception] = []
+        arguments = [*map(str, (laptop.path, self._journal, self._ending)), seed, str(first)]
+        program = [sys.executable, "-m", "tests.pool.numbering", "write", *arguments]
+        self._writer = subprocess.Popen(program, cwd=ROOT)
+        self._first = first
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(task,)) for task in (self._poll, self._sync)]
+        for thread in self._threads:
+            thread.start()
+
+    # -- what the journal says --
+
+    @property
+    def done(self) -> int:
+        """The newest step that is done."""
+        return self._last("d")
+
+    @property
+    def begun(self) -> int:
+        """The newest step that was begun."""
+        return self._last("b")
+
+    def begun_before(self, time_ns: int) -> int:
+        """Return the newest step that was begun before that time of the day."""
+        begun = (line.split() for line in self._lines() if line.startswith("b"))
+        return max((int(number) for _, number, at_ns in begun if int(at_ns) <= time_ns), default=self._first - 1)
+
+    def _lines(self) -> list[str]:
+        return self._journal.read_text("utf-8").split("\n")[:-1]
+
+    def _last(self, kind: str) -> int:
+        with self._journal.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 400))
+            lines = file.read().decode().split("\n")[:-1]
+        numbers = [int(line.split()[1]) for line in lines if line.startswith(f"{kind} ")]
+        return max(numbers, default=self._first - 1)
+
+    # -- meanwhile --
+
+    def _run(self, task: object) -> None:
+        try:
+            while not self._over.wait(POLL_S):
+                assert callable(task)
+                task()
+        except (OSError, MountError, ControlError) as error:
+            if not self._ending.exists():
+                self._failures.append(error)
+
+    def _poll(self) -> None:
+        done = self.done
+        epoch = self._laptop.status()["epoch"]
+        self.polls.append(Poll(done, epoch["local"], epoch["cloud"] or 0))
+
+    def _sync(self) -> None:
+        if self._over.wait(self._choose.uniform(0.1, 1.5)):
+            return
+        done = self.done
+        self._laptop.sync()
+        self.promised = done
+        self.syncs += 1
+
+    def wait(self, steps: int) -> None:
+        """Return when so many steps were done, and an epoch was seen."""
+
+        def has_begun() -> bool:
+            assert self._writer.poll() is None, f"the writer ended with {self._writer.poll()}: {self._lines()[-1:]}"
+            assert not self._failures, self._failures
+            return self.done >= self._first - 1 + steps and bool(self.polls)
+
+        wait_until(has_begun, f"{steps} steps")
+
+    def burn(self) -> None:
+        """Kill the daemon; return when all have noticed.  Raises: what failed before that."""
+        self._ending.touch()
+        try:
+            # Not detached before everybody has noticed: the writer would go on in the empty folder below.
+            self._laptop.kill(detach=False)
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join()
+            try:
+                self._writer.wait(30)
+            finally:
+                self._writer.kill()
+        self._laptop.detach()
+        errors = [line for line in self._lines() if line.startswith("e ")]
+        assert not errors, errors
+        assert not self._failures, self._failures
+
+    def bound(self, epoch: int) -> int:
+        """Return a step that was surely done before this epoch was cut; 0 if nothing is known."""
+        return max((poll.done for poll in self.polls if poll.local <= epoch - 2), default=0)
+
+    @property
+    def cloud(self) -> int:
+        """The newest epoch that was reported as durable."""
+        return max((poll.cloud for poll in self.polls), default=0)
+
+
+@define(eq=False)
+class Fire:
+    """One drive, from its first laptop on.
+
+    `promised`: what was said to be on the clouds, over all laptops: a step, and an epoch.  `step`: the state it is in.
+    `away`: the cloud that cannot be reached now.
+    """
+
+    folder: Path
+    places: Sequence[Place]
+    seed: str
+    tally: Tally
+    laptops: list[Laptop] = field(factory=list)
+    step: int = 0
+    promised: int = 0
+    promised_epoch: int = 0
+    away: Place | None = None
+    choose: random.Random = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.choose = random.Random(self.seed)
+
+    # -- clouds --
+
+    def send_away(self, place: Place) -> None:
+        """Let a cloud be unreachable."""
+        assert self.away is None
+        self.away = place
+        self.tally.clouds_missing += 1
+        _set_aside(place).parent.mkdir(exist_ok=True)
+        Path(place.config.url).rename(_set_aside(place))
+
+    def bring_back(self) -> None:
+        """Let it be reachable again, as it was."""
+        if self.away is not None:
+            _set_aside(self.away).rename(self.away.config.url)
+            self.away = None
+
+    def break_clouds(self, kind: str) -> None:
+        """Put plans in place for one of `FAULTS`; at most one cloud fails."""
+        first, *others = self.choose.sample(self.places, len(self.places))
+        if self.away is not None and kind in ("one fails", "one stops"):
+            kind = "slow epochs"
+        rules: dict[str, list[Rule]] = {place.name: [] for place in self.places}
+        if kind == "slow epochs":
+            for place in self.places:
+                rules[place.name] = [_slow("/meta/", SLOW_S)]
+        elif kind == "slow packs":
+            for place in self.places:
+                rules[place.name] = [_slow("/packs/", SLOW_S)]
+        elif kind == "one slow":
+            rules[first.name] = [_slow("", self.choose.uniform(0.2, 1.5))]
+        elif kind == "one fails":
+            rules[first.name] = [{"calls": ["put"], "probability": 0.5, "action": "fail"}]
+            rules[others[0].name] = [_slow("/meta/", SLOW_S / 2)]
+        elif kind == "one stops":
+            rules[first.name] = [{"from": self.choose.randrange(2, 40), "action": "fail"}]
+            rules[others[0].name] = [_slow("/meta/", SLOW_S / 2)]
+        for place in self.places:
+            write_plan(place.plan, *rules[place.name], seed=self.choose.randrange(10**6))
+
+    def repair_clouds(self) -> None:
+        """Let everything work that is there."""
+        for place in self.places:
+            write_plan(place.plan)
+
+    # -- laptops --
+
+    @property
+    def laptop(self) -> Laptop:
+        """The newest one."""
+        return self.laptops[-1]
+
+    def buy(self) -> Laptop:
+        """Return a laptop that has nothing of the drive."""
+        self.laptops.append(Laptop(self.folder / f"laptop{len(self.laptops)}", self.places, deadline_s=120.0))
+        return self.laptop
+
+    def begin(self) -> None:
+        """Make the drive on the first laptop, and let the first epoch be durable."""
+        laptop = self.buy()
+        laptop.make()
+        laptop.start(cache_limit="32MiB")
+
+    def work_and_burn(self, faults: str) -> None:
+        """Let the writer go on from the present state, and the laptop burn at a random moment."""
+        laptop, tally = self.laptop, self.tally
+        if self.step == 0:
+            work = Work(laptop, self.seed, 1)
+            work.wait(FIRST_STEPS)
+            wait_until(lambda: work.syncs > 0, "the first sync")
+            self.break_clouds(faults)
+        else:
+            self.break_clouds(faults)
+            work = Work(laptop, self.seed, self.step + 1)
+            work.wait(FIRST_STEPS)
+        self._pass(WORK_S)
+        if faults in AIMS:
+            wait_until(lambda: AIMS[faults] in self._at_risk(), AIMS[faults])
+            self._pass(SLOW_S / 2)
+        work.burn()
+        self.repair_clouds()
+        laptop.check_log()
+        tally.moments += 1
+        tally.syncs += work.syncs
+        tally.steps += work.done - self.step
+        tally.epochs += work.polls[-1].local - work.polls[0].local
+        at_risk = self._at_risk()
+        tally.not_durable += "not_durable" in at_risk
+        tally.half_sent += "half_sent" in at_risk
+        tally.cutting += "cutting" in at_risk
+        self.promised = max(self.promised, work.promised, work.bound(work.cloud))
+        self.promised_epoch = max(self.promised_epoch, work.cloud)
+        laptop.wipe()
+        self._recover(work)
+
+    def _pass(self, most_s: float) -> None:
+        """Let a random time pass."""
+        end = time.monotonic() + self.choose.uniform(0.0, most_s)
+        wait_until(lambda: time.monotonic() >= end, "the moment")
+
+    def _at_risk(self) -> set[str]:
+        """Return what the laptop has not brought to the clouds, as names of `Tally`'s counts."""
+        folder = self.laptop.paths.state / EPOCHS_FOLDER
+        # Complete ones: they are written under another name.
+        objects = [path for path in folder.iterdir() if path.suffix in (".journal", ".snapshot")]
+        newest = max(objects, key=lambda path: path.stat().st_mtime_ns)
+        present = [place for place in self.places if place is not self.away]
+        holding = sum(any(name.endswith(f"/{newest.name}") for name in place.sizes()) for place in present)
+        spool = folder / SPOOL
+        is_cutting = spool.exists() and spool.stat().st_mtime_ns > newest.stat().st_mtime_ns
+        found = {"not_durable": holding < DURABLE_ON, "half_sent": 0 < holding < DURABLE_ON, "cutting": is_cutting}
+        return {name for name, holds in found.items() if holds}
+
+    def _recover(self, work: Work) -> None:
+        """Set a new laptop up, and compare."""
+        if self.choose.random() < 0.7:
+            self.bring_back()
+        if self.away is None and self.choose.random() < 0.5:
+            self.send_away(self.choose.choice(self.places))
+        laptop = self.buy()
+        door = self._door(laptop)
+        record: Mapping[str, object] = json.loads(laptop.recover(door, "--json").stdout)
+        epoch, at_s = record["epoch"], record["time"]
+        assert isinstance(epoch, int)
+        assert isinstance(at_s, float)
+        assert epoch >= self.promised_epoch
+        laptop.start("--take-over", cache_limit="32MiB")
+        laptop.check()
+        seen = look(laptop)
+        # What was cut at a later moment than the epoch's own was not cut at one moment.
+        before = work.begun_before(int(at_s * 1e9) + 1000)
+        last = max(before, self.step)
+        bound = max(self.promised, work.bound(epoch))
+        done, self.step = work.done, find_state(self.seed, seen, bound, last)
+        print(
+            f"epoch {epoch} (promised {self.promised_epoch}) through {door.name}, without "
+            f"{self.away.name if self.away else 'none'}: step {self.step}, promised {bound}, done {done}"
+        )
+        self.tally.with_loss += self.step < done
+        self.tally.steps_lost += max(0, done - self.step)
+        laptop.check()
+
+    def _door(self, laptop: Laptop) -> Place:
+        """Choose a cloud to recover through: one that has an epoch, be it old, as it knows the others from that.
+
+        A third cloud gets its first epoch within a minute of the drive's first one.
+        """
+        places = [place for place in self.places if place is not self.away]
+        empty = [place for place in places if not any("/meta/" in name for name in place.sizes())]
+        for place in empty:
+            assert "no epoch of the drive" in laptop.recovery_refused(1, place)
+            assert laptop.leftovers() == []
+        return self.choose.choice([place for place in places if place not in empty])
+
+    def end(self) -> None:
+        """Unmount in order, and look at the log."""
+        self.bring_back()
+        self.laptop.finish()
+
+    def clear_away(self) -> None:
+        """After anything: nothing of it goes on running or stays mounted."""
+        for laptop in self.laptops:
+            laptop.clear_away()
+
+
+def _slow(match: str, seconds: float) -> Rule:
+    return {"calls": ["put"], "match": match, "action": "delay", "seconds": seconds}
+
+
+def _set_aside(place: Place) -> Path:
+    folder = Path(place.config.url)
+    return folder.parent / "away" / folder.name

@@ -1,0 +1,201 @@
+"""Machines that take turns with one drive: each has its own XDG folders, all have the same clouds.
+
+Used through the fixture `make_machine`:
+    laptop, desktop = make_machine(places), make_machine(places)
+    laptop.make()                       # `cuckoo init`; its clouds are `places`
+    laptop.start()                      # and all else that a Mount can do
+    laptop.umount()
+    desktop.recover(places[1])          # `cuckoo recover` with the passphrase, from one of the clouds
+    desktop.start()
+A machine without a drive never makes one by mounting, unlike other Mounts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from attrs import evolve
+
+from cuckoo_mount.config import DriveConfig, read_config, write_config
+from cuckoo_mount.config.secrets import VALUE
+from tests.mount.mounting import DEADLINE_S, Mount
+from tests.pool.pooling import Place, PoolMount
+
+PASSPHRASE: Final = "correct horse battery"
+REFUSAL_TIMEOUT_S: Final = 60.0
+WAIT_S: Final = 60.0
+_FILE_OPTIONS: Final = ("--passphrase-file", "--recovery-key-file")
+_POLL_S: Final = 0.05
+
+
+class Machine(PoolMount):
+    """One machine.  `passphrase_file`: what its user knows by heart; `wipe` does not take that away."""
+
+    def __init__(
+        self, folder: Path, places: Sequence[Place], *, redundancy: str = "2", deadline_s: float = DEADLINE_S
+    ) -> None:
+        super().__init__(folder, places, redundancy=redundancy, deadline_s=deadline_s)
+        self.passphrase_file: Final = self.secret_file("passphrase", PASSPHRASE)
+        self.is_encrypted = True
+
+    def secret_file(self, name: str, text: str) -> Path:
+        """Write a file of one line that only its owner may read."""
+        file = self.folder / name
+        file.touch(mode=0o600)
+        file.write_text(f"{text}\n", "utf-8")
+        return file
+
+    # -- the drive on this machine --
+
+    @property
+    def has_drive(self) -> bool:
+        """Whether this machine knows the drive."""
+        return self.paths.config_file.exists()
+
+    def make(self, *options: str) -> None:
+        """Make the drive with `cuckoo init` and enter the clouds.  `options`: more for init's command line."""
+        self.is_encrypted = "--no-encryption" not in options
+        passphrase = ["--passphrase-file", str(self.passphrase_file)] if self.is_encrypted else []
+        self.cuckoo("init", "--redundancy", self.redundancy, *passphrase, *options)
+        config = read_config(self.paths)
+        assert config is not None
+        write_config(evolve(config, clouds=tuple(place.config for place in self.places)), self.paths)
+
+    def configure(self, *, cache_limit: str | None = None) -> DriveConfig:
+        """As `Mount.configure`, for a drive that was made or recovered."""
+        assert self.has_drive, "there is no drive on this machine; make() or recover() it"
+        return super().configure(cache_limit=cache_limit)
+
+    def recover(
+        self, place: Place | Path | str, *extra: str | Path, check: bool = True
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run `cuckoo recover` through one cloud.  `extra`: more options; one that names a file with a secret replaces
+        the passphrase, and an unencrypted drive (`is_encrypted`) needs none."""
+        door = self.door(place) if isinstance(place, Place) else [str(place)]
+        given = any(option in _FILE_OPTIONS for option in extra)
+        secret = [] if given or not self.is_encrypted else ["--passphrase-file", str(self.passphrase_file)]
+        return self.cuckoo("recover", *door, *secret, *extra, check=check)
+
+    def door(self, place: Place) -> list[str]:
+        """Return the URL of a cloud, and the options with which its user opens it."""
+        arguments = [place.config.url]
+        for key, reference in place.config.secrets:
+            file = self.secret_file(f"{place.name}.{key}", reference.removeprefix(VALUE))
+            arguments += ["--secret", f"{key}=file:{file}"]
+        for key, value in place.config.options:
+            arguments += ["--option", f"{key}={value}"]
+        return arguments
+
+    def recovery_key(self) -> str:
+        """Return what `cuckoo key show-recovery` prints."""
+        return self.cuckoo("key", "show-recovery").stdout.decode().strip()
+
+    def wipe(self) -> None:
+        """Delete config, state, cache and data, as if the disk had been replaced; the drive is not mounted."""
+        assert not self.is_running
+        for name in ("config", "state", "cache", "data"):
+            folder = self.folder / "xdg" / name
+            shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+
+    def leftovers(self) -> list[str]:
+        """Return the files below config, state, cache and data; the lock and the log, which stay, are left out."""
+        base = self.folder / "xdg"
+        found = [
+            file for name in ("config", "state", "cache", "data") for file in (base / name).rglob("*") if file.is_file()
+        ]
+        ours = (self.paths.lock, *self.paths.log.parent.glob("*"))
+        return sorted(str(file.relative_to(base)) for file in found if file not in ours)
+
+    # -- what is refused --
+
+    def refused(self, status: int, *arguments: str | Path) -> str:
+        """Run a `cuckoo` command that has to fail with `status` and one line on stderr; return that line."""
+        return one_line(self.cuckoo(*arguments, check=False), status)
+
+    def recovery_refused(self, status: int, place: Place | Path | str, *extra: str | Path) -> str:
+        """As `refused`, for `recover`."""
+        return one_line(self.recover(place, *extra, check=False), status)
+
+    def start_refused(self, *options: str) -> str:
+        """Mount, which has to fail with exit status 1 and one line; return that line."""
+        assert not self.is_running
+        program = (sys.executable, "-m", "cuckoo_mount.cli.mount")
+        arguments = (self.path, "--foreground", "--log-level", "error", "--drive", self.drive)
+        try:
+            done = self.run(*program, *arguments, *options, check=False, timeout_s=REFUSAL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.detach()
+            raise AssertionError("it was mounted, or waits for something") from None
+        lines = dict.fromkeys(done.stderr.decode().splitlines())  # in the foreground the log goes there, too
+        assert done.returncode == 1, done
+        said = [line for line in lines if line.startswith("cuckoo-mount: ")]
+        assert len(said) == 1, done
+        return said[0]
+
+    # -- a machine that sleeps --
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Stop the daemon inside the `with`, as a laptop whose lid is closed.  Nothing may touch the mount meanwhile.
+
+        Its workers go on: what was given to them before is still put.
+        """
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+class View(Mount):
+    """The same drive mounted a second time on a machine, beside or instead of its own mount.
+
+    Started with what makes it one: `view.start("--epoch", "3")`.  `epoch` is needed for the control socket.
+    """
+
+    def __init__(self, machine: Machine, epoch: int, *, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(machine.folder / f"view{epoch}", drive=f"{machine.drive}.epoch{epoch}", deadline_s=deadline_s)
+        self._machine: Final = machine
+        self.epoch: Final = epoch
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of the machine, but for the folder of the socket, which this object expects below its own."""
+        return self._machine.environment | {"XDG_RUNTIME_DIR": super().environment["XDG_RUNTIME_DIR"]}
+
+    @property
+    def _command(self) -> list[str]:
+        program = [sys.executable, "-bb", "-m", "cuckoo_mount.cli.mount", str(self.path), "--foreground"]
+        return [*program, "--drive", self._machine.drive, "--epoch", str(self.epoch)]
+
+    def configure(self, *, cache_limit: str | None = None) -> DriveConfig:
+        """Return the machine's configuration: a view has none of its own."""
+        return self._machine.configure(cache_limit=cache_limit)
+
+
+def one_line(done: subprocess.CompletedProcess[bytes], status: int) -> str:
+    """Return what a command that failed with `status` said, in one line."""
+    said = done.stderr.decode()
+    assert done.returncode == status, f"{done.returncode}: {done.stdout.decode()}{said}"
+    assert done.stdout == b"", done.stdout
+    assert said.startswith("cuckoo: "), said
+    assert said.count("\n") == 1, said
+    return said
+
+
+def wait_until(holds: Callable[[], bool], what: str, *, timeout_s: float = WAIT_S) -> None:
+    """Return when `holds()`.  Fails after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, f"after {timeout_s:.0f} s still not: {what}"
+        time.sleep(_POLL_S)

@@ -1,0 +1,115 @@
+"""The burnt laptop: killed and deleted at a random moment, recovered elsewhere as of one moment not long before.
+
+A writer makes numbered steps (numbering.py) while epochs go to three clouds, of which one may fail; then the laptop is
+gone, one cloud perhaps, too, and on a new one everything has to be as after one and the same step, no earlier than what
+`status` and `sync` had promised.  The contract: docs/format.md, "Epochs"; design §3.6.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.pool.burning import FAULTS, Fire, Tally
+from tests.pool.pooling import Place, folder_place
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+SEED_VARIABLE: Final = "CUCKOO_BURNT_SEED"
+DRIVES: Final = 4
+GENERATIONS: Final = 4
+DRIVES_LONG: Final = 24
+GENERATIONS_LONG: Final = 24
+
+
+class Fires:
+    """Makes drives to be burnt."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.tally: Final = Tally()
+        self._folder: Final = folder
+        self._seed = seed
+        self._made: list[Fire] = []
+
+    def light(self) -> Fire:
+        """Return a new drive, mounted on its first laptop."""
+        number = len(self._made)
+        folder = self._folder / f"fire{number}"
+        places: Sequence[Place] = [folder_place(folder / "clouds", name) for name in ("one", "two", "three")]
+        fire = Fire(folder, places, f"{self._seed} {number}", self.tally)
+        self._made.append(fire)
+        fire.begin()
+        return fire
+
+    def clear_away(self) -> None:
+        for fire in self._made:
+            fire.clear_away()
+
+
+@pytest.fixture
+def fires(tmp_path: Path) -> Iterator[Fires]:
+    """Prints the seed of all that follows; what is left of a test that failed can be looked at."""
+    seed = int(os.environ.get(SEED_VARIABLE, random.SystemRandom().randrange(10**9)))
+    print(f"{SEED_VARIABLE}={seed}")
+    fires = Fires(tmp_path, seed)
+    try:
+        yield fires
+    finally:
+        fires.clear_away()
+
+
+def burn_drives(fires: Fires, count: int) -> None:
+    """Each time another drive."""
+    for number in range(count):
+        fire = fires.light()
+        fire.work_and_burn(FAULTS[number % len(FAULTS)])
+        fire.end()
+        shutil.rmtree(fire.folder)
+    judge(fires.tally, count)
+
+
+def burn_generations(fires: Fires, count: int) -> None:
+    """One drive; each laptop goes on where the one before was recovered to."""
+    fire = fires.light()
+    for number in range(count):
+        fire.work_and_burn(FAULTS[number % len(FAULTS)])
+    fire.end()
+    shutil.rmtree(fire.folder)
+    judge(fires.tally, count)
+
+
+def judge(tally: Tally, moments: int) -> None:
+    """Without these nothing was shown."""
+    print(tally)
+    assert tally.moments == moments
+    assert tally.not_durable > 0, "no epoch was at risk"
+    assert tally.half_sent + tally.cutting > 0, "no kill came in the middle of sending"
+    assert tally.with_loss > 0, "nothing was ever lost, so nothing was under way"
+    assert tally.epochs > moments
+    assert tally.syncs > 0
+
+
+def test_a_burnt_laptop_comes_back_as_of_one_moment(fires: Fires) -> None:
+    burn_drives(fires, DRIVES)
+
+
+def test_laptop_after_laptop_burns(fires: Fires) -> None:
+    burn_generations(fires, GENERATIONS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_many_burnt_laptops_come_back_as_of_one_moment(fires: Fires) -> None:
+    burn_drives(fires, DRIVES_LONG)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_many_laptops_burn_one_after_the_other(fires: Fires) -> None:
+    burn_generations(fires, GENERATIONS_LONG)
