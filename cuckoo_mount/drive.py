@@ -36,8 +36,8 @@ from cuckoo_mount.preparing import (
     MEETING_S,
     WRITING,
     Terms,
-    configured_clouds,
     join_clouds,
+    known_clouds,
     open_metadata,
     read_ledger,
 )
@@ -244,7 +244,7 @@ async def open_drive(
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_worker_pool())
         keys, policy = DriveKeys(drive_key), parse_policy(config.redundancy)
-        multifs = MultiFS(await configured_clouds(config), pool, Health(), config.drive_id)
+        multifs = MultiFS(await known_clouds(config, paths, pool), pool, Health(), config.drive_id)
         joining = Joining(
             clouds=multifs,
             keys=keys,
@@ -307,7 +307,8 @@ async def open_drive(
             metadata, cache, joining, ledger, joined, oldest=oldest, refuse=partial(_refuse, filesystem, cache)
         )
         if not terms.writing:
-            cache.stop_sending()
+            # Not even an access time may move: a change of its own would keep this copy from following the clouds.
+            _refuse(filesystem, cache, "it is mounted read-only")
         drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 from attrs import evolve, frozen
 
+from cuckoo_mount.clouds import jobs
 from cuckoo_mount.cloudsettings import NOTED_PREFIX, row_of, settings_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.secrets import resolve_secrets
@@ -23,12 +24,13 @@ from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
 from cuckoo_mount.epochs.ledger import LOCAL_EPOCH, Ledger, from_local
 from cuckoo_mount.errors import ConfigurationError
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.metadata.peek import peek_local, peek_own_changes
+from cuckoo_mount.metadata.peek import peek_clouds, peek_local, peek_own_changes
 from cuckoo_mount.metadata.replay import build_store, catch_up, rebuild_store
 from cuckoo_mount.metadata.store import create_store, open_store
 from cuckoo_mount.multi.health import Condition
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
+from cuckoo_mount.multi.requests import Pool, gather
 from cuckoo_mount.slots import RECOVERY_KEY_SHOWN
 from cuckoo_mount.types import CloudName, CloudRow
 
@@ -64,9 +66,21 @@ async def cloud_entry(drive: str, row: CloudRow, cloud: CloudConfig) -> CloudEnt
     return entry_of(row, settings_of(cloud, dict(secrets)))
 
 
-async def configured_clouds(config: DriveConfig) -> dict[CloudName, CloudEntry]:
-    """Return the clouds of the configuration file: those that can be asked before the drive's own list is read."""
-    return {CloudName(cloud.name): await cloud_entry(config.name, row_of(cloud), cloud) for cloud in config.clouds}
+async def known_clouds(config: DriveConfig, paths: DrivePaths, pool: Pool) -> dict[CloudName, CloudEntry]:
+    """Return the clouds that can be asked before the drive is opened: those of the file that are on the drive's list.
+
+    Where there is no list here, those that have this drive's drive.json, or do not answer.  Checkpoint.
+    """
+    entries = {CloudName(cloud.name): await cloud_entry(config.name, row_of(cloud), cloud) for cloud in config.clouds}
+    if paths.metadata.exists():
+        listed = await trio.to_thread.run_sync(peek_clouds, paths.metadata)
+        return {name: entry for name, entry in entries.items() if name in listed}
+    found = await gather([partial(_find_identity, pool, entry, config.drive_id) for entry in entries.values()])
+    return {name: entry for (name, entry), known in zip(entries.items(), found, strict=True) if known is not None}
+
+
+async def _find_identity(pool: Pool, entry: CloudEntry, drive_id: bytes) -> bytes | None:
+    return await pool.run(jobs.find_identity, entry.settings, drive_id, deadline_s=MEETING_S)
 
 
 async def join_clouds(joining: Joining, multifs: MultiFS, paths: DrivePaths, terms: Terms) -> Joined:

@@ -45,6 +45,9 @@ PARTIAL_TRIES: Final = 4
 """So often the base of an incomplete version is asked for while a cloud is up.  Then the cut goes on without it: one
 object that is lost must not keep everything else from being recoverable."""
 
+FULL_S: Final = 20.0
+"""So long the clouds may be full, with nothing sent, until a cut goes on without what does not fit."""
+ROOM_POLL_S: Final = 1.0
 PARTIALS_PER_PACK: Final = 16
 """Incomplete versions are fetched so many at a time, and then sent together."""
 
@@ -90,7 +93,8 @@ class ContentCut:
 
     @property
     def missing(self) -> Sequence[DirtyChunk]:
-        """Versions that could not be stored: their local file or, of incomplete ones, their base cannot be read.
+        """Versions that could not be stored: their local file or, of incomplete ones, their base cannot be read; or the
+        clouds are full.
 
         They have no location, so that reading them after a recovery is an error; here they stay dirty.
         """
@@ -99,7 +103,8 @@ class ContentCut:
     async def send(self) -> None:
         """Return when every frozen version is on clouds and that is durable here: the epoch may be sent.
 
-        Waits as long as that takes; may be cancelled and repeated.
+        Waits as long as that takes; may be cancelled and repeated.  But where clouds are up and all of them full, what
+        does not fit becomes `missing` after `FULL_S`: else deleting would not help, as it takes an epoch to free space.
 
         Background sending goes on afterwards.  Within the context only.  Raises: MetadataError.
         """
@@ -200,6 +205,24 @@ class Cutter:
         """See `ContentCut.send`; what is done leaves `left`."""
         errors: list[MetadataError] = []
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_room, left, nursery.cancel_scope)
+            await self._send_batches(left, sent, errors)
+            nursery.cancel_scope.cancel()
+        if errors:
+            raise errors[0]
+        if left:
+            log.error("the clouds are full: %d chunks are in no epoch until there is room", len(left))
+            for frozen in left.values():
+                sent.note_missing(frozen.chunk)
+            self._thaw(left, list(left))
+        self._writeback.resume()
+        # Else a crash could take back the rows, and the mount the objects of packs that an epoch names already (I-17).
+        await self._checkpointer.make_durable()
+
+    async def _send_batches(
+        self, left: dict[VersionNo, Frozen], sent: SentVersions, errors: list[MetadataError]
+    ) -> None:
+        async with trio.open_nursery() as nursery:
 
             async def task(batch: Sequence[Frozen], ticket: object) -> None:
                 try:
@@ -215,12 +238,18 @@ class Cutter:
                 ticket = object()
                 await self._writeback.limiter.acquire_on_behalf_of(ticket)
                 nursery.start_soon(task, batch, ticket)
-        if errors:
-            raise errors[0]
-        assert not left, "versions of a cut were left out"
-        self._writeback.resume()
-        # Else a crash could take back the rows, and the mount the objects of packs that an epoch names already (I-17).
-        await self._checkpointer.make_durable()
+
+    async def _watch_room(self, left: Mapping[VersionNo, Frozen], scope: trio.CancelScope) -> None:
+        """End the sending when nothing of it fits any more."""
+        count, since_s = len(left), trio.current_time()
+        while True:
+            await trio.sleep(ROOM_POLL_S)
+            size_bytes = sum(frozen.length_bytes for frozen in left.values())
+            if len(left) != count or not self._writer.is_full(min(size_bytes, self._writer.pack_size_bytes)):
+                count, since_s = len(left), trio.current_time()
+            elif trio.current_time() >= since_s + FULL_S:
+                scope.cancel()
+                return
 
     async def _send_batch(self, batch: Sequence[Frozen], sent: SentVersions) -> None:
         tries: dict[VersionNo, int] = {}

@@ -87,7 +87,10 @@ class SentVersions:
 
 
 class PackSender:
-    """Sends batches.  `kick`: set to try again at once what failed, and to look for more to send."""
+    """Sends batches.  `kick`: set to try again at once what failed, and to look for more to send.
+
+    `gives_way`: a cut waits until no pack is under way that is not its own: those that no cloud takes are given up.
+    """
 
     def __init__(self, content: Content, writer: PackWriter) -> None:
         self._content = content
@@ -95,6 +98,7 @@ class PackSender:
         self._writer = writer
         self._dedup = Deduplicator(content, writer)
         self.kick = trio.Event()
+        self.gives_way = False
         self.last_error: CuckooError | OSError | None = None
         self.failures = 0
         self.packs_sent = 0
@@ -119,7 +123,7 @@ class PackSender:
         if not built.sealed:
             await self._writer.discard(built)
             return
-        stored = await self._store(built)
+        stored = await self._store(built, is_cut=sent is not None)
         # No checkpoint until it is recorded: what is stored must not be forgotten by a cancellation.
         number = await self._metadata.finish_pack(
             built.pack_id,
@@ -137,13 +141,18 @@ class PackSender:
         self.packs_sent += 1
         await self._dedup.link(built.repeats, batch)
 
-    async def _store(self, built: BuiltPack) -> StoredPack:
-        """Store the pack, however long the clouds take to accept it; the same pack, so that a retry is idempotent."""
+    async def _store(self, built: BuiltPack, *, is_cut: bool) -> StoredPack:
+        """Store the pack, however long the clouds take to accept it; the same pack, so that a retry is idempotent.
+
+        Raises: CloudError if it gives way; then the pack was given up.
+        """
         try:
             while True:
                 try:
                     stored = await self._writer.store(built)
                 except CloudError as error:
+                    if self.gives_way and not is_cut:
+                        raise
                     self.note_failure(error)
                     await self.pause()
                 else:

@@ -76,15 +76,19 @@ class WriteBack:
         self._stopped = True
 
     async def hold(self) -> None:
-        """Begin no more packs, and return when none is under way; `resume` must follow, also if this is cancelled."""
+        """Begin no more packs, and return when none is under way; `resume` must follow, also if this is cancelled.
+
+        What is just being transferred is waited for; what no cloud takes is given up, and is only dirty again.
+        """
         assert not self._held, "sending is held already"
-        self._held = True
+        self._held = self._sender.gives_way = True
+        self._sender.kick.set()
         while self._under_way:
             await self._ended.wait()
 
     def resume(self) -> None:
         """Begin packs again."""
-        self._held = False
+        self._held = self._sender.gives_way = False
         self._sender.kick.set()
 
     async def _is_unsent(self, before: VersionNo) -> bool:

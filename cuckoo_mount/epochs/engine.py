@@ -44,6 +44,7 @@ CATALOGUE_S: Final = 3600.0
 """What only the catalogue changed (packs moved or deleted) waits for the next epoch, so long at most."""
 LITTLE_ROWS: Final = 64
 POLL_S: Final = 1.0
+GONE_POLL_S: Final = 0.1
 RETRY_S: Final = 2.0
 JOIN_S: Final = 10.0
 """While this machine has not the right to write yet, it is asked for this often."""
@@ -387,12 +388,23 @@ class EpochEngine:
         publisher = self._publisher
         if publisher is None or self._refused or self._cache.statistics().dirty_bytes:
             return
-        with trio.move_on_after(deadline_s, shield=True):
-            try:
-                # With what compaction and collection did, too: whoever goes on elsewhere builds on that.
-                await self.make(bounded=True, whole=True)
-                if not self.refused and not self.has_unsent():
-                    await publisher.catch_up(self._ledger)
-                    await publisher.release()
-            except (CuckooError, OSError) as error:
-                log.warning("the right to write was not given back: %s", error)
+        with trio.move_on_after(deadline_s, shield=True) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_without_clouds, scope)
+                await self._say_farewell(publisher)
+                nursery.cancel_scope.cancel()
+
+    async def _cancel_without_clouds(self, scope: trio.CancelScope) -> None:
+        while self._has_clouds():
+            await trio.sleep(GONE_POLL_S)
+        scope.cancel()
+
+    async def _say_farewell(self, publisher: Publisher) -> None:
+        try:
+            # With what compaction and collection did, too: whoever goes on elsewhere builds on that.
+            await self.make(bounded=True, whole=True)
+            if not self.refused and not self.has_unsent():
+                await publisher.catch_up(self._ledger)
+                await publisher.release()
+        except (CuckooError, OSError) as error:
+            log.warning("the right to write was not given back: %s", error)

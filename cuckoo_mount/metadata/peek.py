@@ -36,6 +36,12 @@ def peek_local(path: Path, prefix: str) -> dict[str, str]:
         return dict(connection.execute(LOCAL_SETTINGS_SQL, (prefix, prefix)))
 
 
+def peek_clouds(path: Path) -> set[str]:
+    """Return the names of the clouds on the drive's list.  Raises: as `peek_settings`."""
+    with _open(path) as connection:
+        return {str(name) for (name,) in connection.execute("SELECT name FROM cloud")}
+
+
 def peek_changes(path: Path) -> int:
     """Return how many rows have changes that never were in an epoch that reached the clouds: `count_changes`.
 

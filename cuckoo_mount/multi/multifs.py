@@ -21,6 +21,7 @@ from cuckoo_mount.format import pack_share_name, packs_prefix
 from cuckoo_mount.multi.fetching import ShareReader
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
+from cuckoo_mount.multi.placement import choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
 from cuckoo_mount.multi.rooms import Rooms
@@ -251,6 +252,10 @@ class MultiFS:
         for name, answer in zip(names, await gather(calls), strict=True):
             if answer is None or isinstance(answer, Space):
                 self._rooms.set_space(name, answer)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether a cloud that is up would take an object of that size, as far as is known."""
+        return bool(choose(self._rooms.states(), size_bytes, 1))
 
     async def free_space(self, copies: int = 1) -> Space:
         """Return how many plain bytes the drive holds at most and can still take, if each is stored `copies` times.

@@ -93,6 +93,10 @@ class PackWriter:
         """The clouds that would take a share now, as far as is known."""
         return frozenset(name for name in self._multifs.names if self._multifs.is_up(name))
 
+    def is_full(self, size_bytes: int) -> bool:
+        """Return whether clouds are up, and none of them has room for a pack of that size, as far as is known."""
+        return bool(self.clouds_up) and not self._multifs.has_room(size_bytes)
+
     async def build(self, sources: Sequence[ChunkSource], *, seal_repeats: bool = False) -> BuiltPack:
         """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.
 

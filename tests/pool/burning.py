@@ -12,12 +12,15 @@ later, as it is made only after epoch N - 1; so every step that was done before 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -66,8 +69,8 @@ class Poll:
 class Tally:
     """What was seen, over all moments.
 
-    `not_durable`: an epoch was there whole on the laptop, but on too few clouds.  `half_sent`: and on one.  `cutting`: a
-    cut was taken, and its content was on its way.
+    `not_durable`: an epoch was whole on the laptop, but on too few clouds.  `half_sent`: and on one.  `cutting`: a cut
+    was taken, and its content was on its way.
     """
 
     moments: int = 0
@@ -169,9 +172,17 @@ class Work:
         wait_until(has_begun, f"{steps} steps")
 
     def burn(self) -> None:
-        """Kill the daemon; return when all have noticed.  Raises: what failed before that."""
+        """Kill the daemon; return when all have noticed.  Raises: what failed before that.
+
+        Its workers die with it, but for a few times: then what they were told to put still arrives.
+        """
         self._ending.touch()
+        workers = _descendants(self._laptop.pid) if self._choose.random() < 0.8 else []
         try:
+            os.kill(self._laptop.pid, signal.SIGKILL)
+            for pid in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             # Not detached before everybody has noticed: the writer would go on in the empty folder below.
             self._laptop.kill(detach=False)
         finally:
@@ -293,6 +304,9 @@ class Fire:
             self.break_clouds(faults)
             work = Work(laptop, self.seed, self.step + 1)
             work.wait(FIRST_STEPS)
+        if self.choose.random() < 0.75:
+            before = max(1, self.promised_epoch)
+            wait_until(lambda: work.cloud > before, "an epoch of this laptop")
         self._pass(WORK_S)
         if faults in AIMS:
             wait_until(lambda: AIMS[faults] in self._at_risk(), AIMS[faults])
@@ -311,7 +325,7 @@ class Fire:
         self.promised = max(self.promised, work.promised, work.bound(work.cloud))
         self.promised_epoch = max(self.promised_epoch, work.cloud)
         laptop.wipe()
-        self._recover(work)
+        self._recover(work, faults)
 
     def _pass(self, most_s: float) -> None:
         """Let a random time pass."""
@@ -331,7 +345,7 @@ class Fire:
         found = {"not_durable": holding < DURABLE_ON, "half_sent": 0 < holding < DURABLE_ON, "cutting": is_cutting}
         return {name for name, holds in found.items() if holds}
 
-    def _recover(self, work: Work) -> None:
+    def _recover(self, work: Work, faults: str) -> None:
         """Set a new laptop up, and compare."""
         if self.choose.random() < 0.7:
             self.bring_back()
@@ -353,7 +367,7 @@ class Fire:
         bound = max(self.promised, work.bound(epoch))
         done, self.step = work.done, find_state(self.seed, seen, bound, last)
         print(
-            f"epoch {epoch} (promised {self.promised_epoch}) through {door.name}, without "
+            f"{faults}: epoch {epoch} (promised {self.promised_epoch}) through {door.name}, without "
             f"{self.away.name if self.away else 'none'}: step {self.step}, promised {bound}, done {done}"
         )
         self.tally.with_loss += self.step < done
@@ -370,6 +384,7 @@ class Fire:
         for place in empty:
             assert "no epoch of the drive" in laptop.recovery_refused(1, place)
             assert laptop.leftovers() == []
+        assert len(empty) < len(places), "none of the clouds that are left has an epoch"
         return self.choose.choice([place for place in places if place not in empty])
 
     def end(self) -> None:
@@ -381,6 +396,16 @@ class Fire:
         """After anything: nothing of it goes on running or stays mounted."""
         for laptop in self.laptops:
             laptop.clear_away()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that were started by a process, and by those."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            for child in (task / "children").read_text("ascii").split():
+                found += [int(child), *_descendants(int(child))]
+    return found
 
 
 def _slow(match: str, seconds: float) -> Rule:

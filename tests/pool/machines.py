@@ -28,8 +28,10 @@ from attrs import evolve
 from cuckoo_mount.config import DriveConfig, read_config, write_config
 from cuckoo_mount.config.secrets import VALUE
 from tests.mount.mounting import DEADLINE_S, Mount
-from tests.pool.pooling import Place, PoolMount
+from tests.pool.pooling import Place, PoolMount, folder_place
+from tests.pool.surveys import Survey, as_copied, assert_same_survey, copy_exactly, make_varied_tree, survey
 
+CLOUDS: Final = ("a", "b", "c")
 PASSPHRASE: Final = "correct horse battery"
 REFUSAL_TIMEOUT_S: Final = 60.0
 WAIT_S: Final = 60.0
@@ -128,19 +130,15 @@ class Machine(PoolMount):
 
     def start_refused(self, *options: str) -> str:
         """Mount, which has to fail with exit status 1 and one line; return that line."""
-        assert not self.is_running
-        program = (sys.executable, "-m", "cuckoo_mount.cli.mount")
-        arguments = (self.path, "--foreground", "--log-level", "error", "--drive", self.drive)
-        try:
-            done = self.run(*program, *arguments, *options, check=False, timeout_s=REFUSAL_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.detach()
-            raise AssertionError("it was mounted, or waits for something") from None
-        lines = dict.fromkeys(done.stderr.decode().splitlines())  # in the foreground the log goes there, too
-        assert done.returncode == 1, done
-        said = [line for line in lines if line.startswith("cuckoo-mount: ")]
-        assert len(said) == 1, done
-        return said[0]
+        return _start_refused(self, [*self._command, *options], 1)
+
+    # -- the end --
+
+    def ended(self) -> None:
+        """Return when the daemon, which was asked to end by another way than `umount`, has."""
+        assert self._process is not None, "not started"
+        assert self._process.wait(WAIT_S) == 0
+        self._ended()
 
     # -- a machine that sleeps --
 
@@ -181,6 +179,38 @@ class View(Mount):
     def configure(self, *, cache_limit: str | None = None) -> DriveConfig:
         """Return the machine's configuration: a view has none of its own."""
         return self._machine.configure(cache_limit=cache_limit)
+
+    def start_refused(self, status: int) -> str:
+        """As `Machine.start_refused`."""
+        return _start_refused(self, self._command, status)
+
+
+def _start_refused(mount: Mount, command: Sequence[str], status: int) -> str:
+    assert not mount.is_running
+    try:
+        done = mount.run(*command, "--log-level", "error", check=False, timeout_s=REFUSAL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        mount.detach()
+        raise AssertionError("it was mounted, or waits for something") from None
+    assert done.returncode == status, done
+    # In the foreground the log goes to the terminal, too.
+    said = [line for line in done.stderr.decode().splitlines() if line.startswith("cuckoo-mount: ")]
+    assert len(said) == 1, done
+    return said[0]
+
+
+def three_folders(root: Path) -> list[Place]:
+    """Make three folders that are to be clouds, `CLOUDS`."""
+    return [folder_place(root / "clouds", name) for name in CLOUDS]
+
+
+def fill(machine: Machine, source: Path, *, files: int = 100, random_mib: int = 4) -> Survey:
+    """Make a varied tree outside, copy it into the mounted drive, and `cuckoo sync`; return what the drive shows."""
+    make_varied_tree(source, files=files, random_mib=random_mib)
+    copy_exactly(source, machine.path)
+    assert_same_survey(as_copied(survey(machine.path)), as_copied(survey(source)))
+    machine.cuckoo("sync")
+    return survey(machine.path)
 
 
 def one_line(done: subprocess.CompletedProcess[bytes], status: int) -> str:

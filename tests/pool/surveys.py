@@ -88,7 +88,7 @@ def as_copied(found: Survey) -> Survey:
 def assert_same_survey(found: Survey, wanted: Survey) -> None:
     """Fail, with the first few names, unless both are the same."""
     missing, added = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    assert (missing, added) == ([], [])
+    assert (missing, added) == ([], []), f"missing: {missing[:5]}, added: {added[:5]}"
     different = [
         f"{name!r}: {found[name]} is not {wanted[name]}" for name in sorted(wanted) if found[name] != wanted[name]
     ]
@@ -236,6 +236,13 @@ def _set_times(root: bytes, dice: random.Random) -> None:
         os.utime(path, ns=(next(times_ns), next(times_ns)), follow_symlinks=False)
     for name, moment_ns in ((b"names/-rf", 1), (b"names/*", FUTURE_NS - 1)):
         os.utime(os.path.join(root, name), ns=(FUTURE_NS, moment_ns))
+
+
+def write_settled(path: Path, data: bytes) -> None:
+    """Write a file and give it times: the access time does not move when it is read; and where a file was made and
+    written in one tick of the clock, the kernel shows another time, until it forgets the file, than the daemon has."""
+    path.write_bytes(data)
+    os.utime(path, ns=(FUTURE_NS, OLD_NS + len(data)))
 
 
 # -- copying --
