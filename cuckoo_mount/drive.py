@@ -255,7 +255,7 @@ async def open_drive(
             wanted=partial(_wanted, multifs, policy),
             drive_name=config.name,
         )
-        joined = await join_clouds(joining, multifs, paths, terms)
+        joined = await join_clouds(joining, multifs, config, paths, terms)
         metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
         config = await _settled(config, metadata)

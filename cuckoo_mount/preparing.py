@@ -83,7 +83,9 @@ async def _find_identity(pool: Pool, entry: CloudEntry, drive_id: bytes) -> byte
     return await pool.run(jobs.find_identity, entry.settings, drive_id, deadline_s=MEETING_S)
 
 
-async def join_clouds(joining: Joining, multifs: MultiFS, paths: DrivePaths, terms: Terms) -> Joined:
+async def join_clouds(
+    joining: Joining, multifs: MultiFS, config: DriveConfig, paths: DrivePaths, terms: Terms
+) -> Joined:
     """Meet the clouds, compare them with the closed store, and bring that up to date.  Checkpoint.
 
     Raises: ConfigurationError (in use, forked, nothing here and nobody answers; each says what to do), MetadataError,
@@ -101,8 +103,8 @@ async def join_clouds(joining: Joining, multifs: MultiFS, paths: DrivePaths, ter
         joined = await joining.join(own, writing=terms.writing, take_over=terms.take_over)
     if joined.behind:
         await _bring_up_to_date(joining, joined, own, paths)
-    elif not own.exists:
-        _check_new(multifs, paths)
+    elif not own.exists and len(multifs.names) == len(config.clouds):
+        _check_new(multifs, paths)  # no place said that it is new to the drive
     return joined
 
 

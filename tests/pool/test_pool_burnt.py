@@ -11,12 +11,16 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import pytest
+from attrs import evolve
 
 from tests.pool.burning import FAULTS, Fire, Tally
+from tests.pool.numbered import Seen, State, find_state, is_part
+from tests.pool.numbering import all_steps
 from tests.pool.pooling import Place, folder_place
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -113,3 +117,45 @@ def test_many_burnt_laptops_come_back_as_of_one_moment(fires: Fires) -> None:
 @pytest.mark.timeout(1800)
 def test_many_laptops_burn_one_after_the_other(fires: Fires) -> None:
     burn_generations(fires, GENERATIONS_LONG)
+
+
+def states(seed: str, count: int) -> list[Seen]:
+    """Return what is to be seen after each of the first steps."""
+    state, found = State(), []
+    for step in islice(all_steps(seed), count):
+        state.apply(step)
+        found.append(Seen(frozenset(state.folders), dict(state.names), dict(state.contents), dict(state.rows)))
+    return found
+
+
+def test_what_was_not_cut_at_one_moment_is_seen() -> None:
+    """The test's own judgement."""
+    count = 400
+    seen = states("7", count)
+    assert all(find_state("7", one, 0, count) >= number for number, one in enumerate(seen, start=1))
+    whole, later = seen[299], seen[319]
+    with pytest.raises(AssertionError, match="not a state"):
+        find_state("7", whole, 340, count)  # older than what was promised
+    with pytest.raises(AssertionError, match="not a state"):
+        find_state("7", later, 0, 310)  # newer than its cut
+    for torn in (
+        evolve(whole, names=later.names, contents=whole.contents | later.contents),
+        evolve(whole, rows=later.rows),
+        evolve(whole, rows=whole.rows | {"wal": whole.rows["wal"] - 1}),
+        evolve(whole, contents=whole.contents | {whole.names["folders/0/file"]: b"?"}),
+        evolve(whole, names=whole.names | {"cut": whole.names["number"]}),
+    ):
+        with pytest.raises(AssertionError, match="not a state"):
+            find_state("7", torn, 0, count)
+
+
+def test_is_part() -> None:
+    """What may be found of a write that was under way."""
+    before, after = b"a" * 5000, b"b" * 10_000
+    assert is_part(before, before, after)
+    assert is_part(after, before, after)
+    assert is_part(after[:4096] + before[4096:], before, after)
+    assert is_part(before + b"\0" * 3192 + after[8192:], before, after)
+    assert not is_part(b"\0" * 4096 + after[4096:], before, after)
+    assert not is_part(before[:100] + after[100:], before, after)
+    assert not is_part(after + b"b", before, after)

@@ -71,7 +71,7 @@ def test_from_init_to_an_empty_cache(tmp_path: Path, make_pool: MakePool, three_
     mount.umount()
     found = objects(three_servers.places)
     kinds = {name.split("/")[2] for _, name in found}
-    assert kinds == {"drive.json", "keys", "packs"}
+    assert kinds == {"drive.json", "keys", "lease", "meta", "packs"}
     for (cloud, name), data in found.items():
         for secret in shown:
             assert secret not in data, f"{name} on {cloud} shows a secret"

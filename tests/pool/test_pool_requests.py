@@ -2,8 +2,9 @@
 the folder.
 
 The promises for two copies over three clouds: a tree of 10,000 files written by rsync with default timers ≤ 100 write
-requests in all; reading it cold with tar ≤ 150 of any kind; one more small file ≤ 3 requests and ≤ 64 KiB; an idle
-mount ≤ 1 per minute and cloud; one request per stored pack on S3, and one per ranged read.
+requests in all, metadata included; reading it cold with tar ≤ 150 of any kind; one more small file ≤ 3 requests and
+≤ 64 KiB besides its epoch, which is two puts and two looks at the claims; an idle mount ≤ 1 per minute and cloud; one
+request per stored pack on S3, and one per ranged read.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SEED: Final = 20_261_122
 OPENING_MAX: Final = 4
 """Requests of one worker that opens one cloud: its bucket, its drive.json."""
 WORKERS_MAX: Final = 8
+EPOCH_WRITES: Final = 2
+EPOCH_REQUESTS: Final = 4
 TIMERS_S: Final = 60.0
 """Longer than every timer of the write-back and one round of housekeeping."""
 PATIENCE_S: Final = 300.0
@@ -100,8 +103,8 @@ def write_read_and_add(
     print(f"{files} files, {total_bytes / trees.MIB:.0f} MiB: rsync {copied - began:.1f} s; {servers.requests()}")
     written = servers.writes()
     mount.sync()
-    assert servers.writes() == written
-    assert written <= writes
+    assert servers.writes() <= written + EPOCH_WRITES
+    assert written + EPOCH_WRITES <= writes
     mount.umount()
     mount.delete_cache()
     mount.start()
@@ -114,7 +117,7 @@ def write_read_and_add(
 
 
 def add_one_file(mount: PoolMount, servers: ThreeServers) -> None:
-    """One more small file costs two shares, and at most one request besides.
+    """One more small file costs two shares, at most one request besides, and its epoch.
 
     After a mount each worker reads drive.json once on each cloud that it is the first time asked for, so the first
     files may cost two reads more.
@@ -128,11 +131,11 @@ def add_one_file(mount: PoolMount, servers: ThreeServers) -> None:
         requests = servers.requests()
         moved = sum(request.transferred_bytes for request in requests.values()) + servers.folder.used_bytes() - before
         print(f"one more file: {servers.total()} requests, {moved} bytes, {requests}")
-        assert servers.total() <= 4
+        assert servers.total() <= 4 + EPOCH_REQUESTS
         assert moved <= 64 * KIB
-        if servers.total() <= 3:
+        if servers.total() <= 3 + EPOCH_REQUESTS:
             return
-    raise AssertionError("every file costs more than its two shares and one request")
+    raise AssertionError("every file costs more than its two shares, one request and its epoch")
 
 
 def wait_until_sent(mount: PoolMount) -> None:
@@ -177,7 +180,8 @@ def test_an_idle_drive_asks_almost_nothing(make_pool: MakePool, three_servers: T
     found = {name: requests.total for name, requests in three_servers.requests().items()}
     print(f"{minutes} minutes idle: {three_servers.requests()}")
     assert all(count <= minutes for count in found.values())
-    assert sum(requests.writes for requests in three_servers.requests().values()) == 0
+    # The claim of the right to write, every two minutes.
+    assert all(requests.writes <= minutes // 2 for requests in three_servers.requests().values())
 
 
 @pytest.mark.long
