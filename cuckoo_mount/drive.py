@@ -102,7 +102,9 @@ class Drive:
             await self._engine.send_all()
 
     def pending(self) -> Pending:
-        """Return what is not yet on the clouds."""
+        """Return what is not yet on the clouds; nothing of a view of an older epoch ever will be."""
+        if self._terms.epoch is not None:
+            return Pending(0, 0, 0, 0)
         held, cache = self._metadata.statistics(), self._cache.statistics()
         files = max(held.dirty_files, cache.pending_files)
         return Pending(files, held.dirty_chunks, held.dirty_bytes + cache.pending_bytes, self._engine.status().changes)
@@ -181,7 +183,7 @@ class Drive:
                 "degraded": degraded,
             },
             "files": held.inodes,
-            "recovery_key_shown": await self.slots.recovery_key_shown(),
+            "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
 
     async def check_invariants(self) -> list[str]:

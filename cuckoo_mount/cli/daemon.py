@@ -22,7 +22,7 @@ from cuckoo_mount.cli.lock import DriveLock
 from cuckoo_mount.cli.logs import log_to_file, log_to_terminal, stop_terminal
 from cuckoo_mount.cli.mounts import real_path
 from cuckoo_mount.cli.unlocking import find_drive_key
-from cuckoo_mount.cli.views import clear_view, view_paths
+from cuckoo_mount.cli.views import clear_view, forget_view, view_paths
 from cuckoo_mount.config import (
     DriveConfig,
     DrivePaths,
@@ -128,7 +128,7 @@ def _prepare(request: MountRequest, paths: DrivePaths, lock: DriveLock, reporter
         )
     key = find_drive_key(config, request.paths, request.passphrase_file)
     if request.epoch is not None:
-        clear_view(paths)
+        forget_view(paths)
         config = evolve(config, name=paths.name, mountpoint=mountpoint)
     elif store_mountpoint(mountpoint, paths):
         config = evolve(config, mountpoint=mountpoint)

@@ -21,13 +21,14 @@ def view_paths(paths: DrivePaths, epoch: int) -> DrivePaths:
     return evolve(view, config_file=paths.config_file, key_file=paths.key_file)
 
 
+def forget_view(paths: DrivePaths) -> None:
+    """Delete what an earlier view of that epoch left that was killed; the caller holds the lock."""
+    for entry in paths.state.glob("metadata.sqlite*"):
+        entry.unlink(missing_ok=True)
+    shutil.rmtree(paths.cache, ignore_errors=True)
+
+
 def clear_view(paths: DrivePaths) -> None:
-    """Delete what a view kept: all of it came from the clouds."""
-    for entry in paths.state.glob("*"):
-        if entry == paths.lock or entry == paths.log.parent:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+    """Delete what a view kept, the lock that the caller holds included: all of it came from the clouds."""
+    shutil.rmtree(paths.state, ignore_errors=True)
     shutil.rmtree(paths.cache, ignore_errors=True)

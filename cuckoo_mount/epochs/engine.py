@@ -36,7 +36,7 @@ from cuckoo_mount.metadata.base import Metadata
 log = logging.getLogger(__name__)
 EPOCH_S: Final = 30.0
 """After the first change the next epoch waits so long, …"""
-EPOCH_MAX_S: Final = 300.0
+EPOCH_MAX_S: Final = 120.0
 """… or, while little comes again and again, twice as long each time up to this."""
 EPOCH_VARIABLE: Final = "CUCKOO_EPOCH_S"
 """Environment variable: seconds in place of `EPOCH_S`; looked at with CUCKOO_TESTING=1 only."""
@@ -217,7 +217,8 @@ class EpochEngine:
     async def _replace_lost(self, publisher: Publisher) -> None:
         """Make a snapshot if an object that other clouds may still need is not on the local disk any more."""
         paths = [epoch_path(self._joining.folder, entry.name) for entry in self._ledger.parts]
-        if not await trio.to_thread.run_sync(lambda: all(path.exists() for path in paths)):
+        are_known = bool(paths) or not self._ledger.epoch
+        if not are_known or not await trio.to_thread.run_sync(lambda: all(path.exists() for path in paths)):
             self._force_snapshot = True
             await self._make_one(publisher)
 

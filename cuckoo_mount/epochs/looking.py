@@ -166,7 +166,8 @@ class EpochSearch:
             for start in range(0, len(unknown), ENDS_BATCH):
                 batches.append(partial(self._read_ends, cloud, unknown[start : start + ENDS_BATCH]))
         await gather(batches)
-        sightings = [seen for seen in self._sightings(found, names) if not self._is_bad(seen)]
+        # One that is not what its ends say stays in sight, as damaged: else something older would pass for the newest.
+        sightings = [evolve(seen, ends=None) if self._is_bad(seen) else seen for seen in self._sightings(found, names)]
         return choose_chain(sightings, found.listings.keys())
 
     def _knows(self, name: EpochName, size_bytes: int) -> bool:

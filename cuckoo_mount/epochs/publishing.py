@@ -52,7 +52,9 @@ class Publisher:
         self._turn = 0
 
     def unseen(self) -> list[CloudName]:
-        """Return the clouds of which it is not known what they have."""
+        """Return the clouds of which it is not known what they have: also those that were down in between."""
+        for name in [name for name in self._presence if not self._clouds.is_up(name)]:
+            del self._presence[name]
         return [name for name in self._clouds.names if name not in self._presence]
 
     def meet(self, found: Look) -> str:

@@ -54,6 +54,7 @@ class Tally:
     steps_lost: int = 0
     epochs: int = 0
     syncs: int = 0
+    packs_deleted: int = 0
     clouds_missing: int = 0
 
 
@@ -165,6 +166,7 @@ class Fire:
         laptop.check_log()
         tally.moments += 1
         tally.syncs += work.syncs
+        tally.packs_deleted += work.packs_deleted
         tally.steps += work.done - self.step
         tally.epochs += work.polls[-1].local - work.polls[0].local
         at_risk = self._at_risk()

@@ -29,6 +29,8 @@ from tests.pool.numbered import ROOT
 
 EPOCH_S: Final = 0.3
 POLL_S: Final = 0.02
+COLLECTING: Final = 0.4
+"""How often dead packs and old epochs are deleted in place of a sync."""
 
 
 class Laptop(Machine):
@@ -58,6 +60,7 @@ class Work:
         self.polls: Final[list[Poll]] = []
         self.promised = 0
         self.syncs = 0
+        self.packs_deleted = 0
         self._laptop = laptop
         self._choose = random.Random(f"{seed} {first}")
         self._journal = laptop.folder / "journal"
@@ -117,6 +120,11 @@ class Work:
 
     def _sync(self) -> None:
         if self._over.wait(self._choose.uniform(0.1, 1.5)):
+            return
+        if self.syncs and self._choose.random() < COLLECTING:
+            # Nothing is deleted of which an epoch that may be recovered has need.
+            collected = self._laptop.control("gc", keep=self._choose.choice((None, 3, 1)))
+            self.packs_deleted += collected["packs_deleted"]
             return
         done = self.done
         self._laptop.sync()
