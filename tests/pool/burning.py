@@ -71,6 +71,7 @@ class Fire:
     seed: str
     tally: Tally
     laptops: list[Laptop] = field(factory=list)
+    works: list[Work] = field(factory=list)
     step: int = 0
     promised: int = 0
     promised_epoch: int = 0
@@ -146,13 +147,13 @@ class Fire:
         """Let the writer go on from the present state, and the laptop burn at a random moment."""
         laptop, tally = self.laptop, self.tally
         if self.step == 0:
-            work = Work(laptop, self.seed, 1)
+            work = self._work()
             work.wait(FIRST_STEPS)
             wait_until(lambda: work.syncs > 0, "the first sync")
             self.break_clouds(faults)
         else:
             self.break_clouds(faults)
-            work = Work(laptop, self.seed, self.step + 1)
+            work = self._work()
             work.wait(FIRST_STEPS)
         if self.choose.random() < 0.75:
             before = max(1, self.promised_epoch)
@@ -177,6 +178,10 @@ class Fire:
         self.promised_epoch = max(self.promised_epoch, work.cloud)
         laptop.wipe()
         self._recover(work, faults)
+
+    def _work(self) -> Work:
+        self.works.append(Work(self.laptop, self.seed, self.step + 1))
+        return self.works[-1]
 
     def _pass(self, most_s: float) -> None:
         """Let a random time pass."""
@@ -212,10 +217,11 @@ class Fire:
         laptop.start("--take-over", cache_limit="32MiB")
         laptop.check()
         seen = look(laptop)
-        # What was cut at a later moment than the epoch's own was not cut at one moment.
-        before = work.begun_before(int(at_s * 1e9) + 1000)
-        last = max(before, self.step)
-        bound = max(self.promised, work.bound(epoch))
+        # An epoch that an earlier laptop had brought to one cloud may come back with that cloud, as long as none of a
+        # later laptop is durable.  Whoever made it, it has nothing that was begun after its cut.
+        at_ns = int(at_s * 1e9) + 1000
+        last = max(self.step, *(each.begun_before(at_ns) for each in self.works))
+        bound = max(self.promised, work.bound(epoch) if at_ns > work.began_ns else 0)
         done, self.step = work.done, find_state(self.seed, seen, bound, last)
         print(
             f"{faults}: epoch {epoch} (promised {self.promised_epoch}) through {door.name}, without "

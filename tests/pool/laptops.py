@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,7 @@ class Work:
 
     def __init__(self, laptop: Laptop, seed: str, first: int) -> None:
         self.polls: Final[list[Poll]] = []
+        self.began_ns: Final = time.time_ns()
         self.promised = 0
         self.syncs = 0
         self.packs_deleted = 0

@@ -140,11 +140,11 @@ def test_what_was_not_cut_at_one_moment_is_seen() -> None:
         find_state("7", later, 0, 80)  # newer than its cut
     file = next(path for path in whole.names if path.startswith("folders/"))
     for torn in (
-        evolve(whole, names=later.names, contents=whole.contents | later.contents),
+        evolve(whole, names=later.names, contents={**whole.contents, **later.contents}),
         evolve(whole, rows=later.rows),
-        evolve(whole, rows=whole.rows | {"wal": whole.rows["wal"] - 1}),
-        evolve(whole, contents=whole.contents | {whole.names[file]: b"?"}),
-        evolve(whole, names=whole.names | {"cut": whole.names["number"]}),
+        evolve(whole, rows={**whole.rows, "wal": whole.rows["wal"] - 1}),
+        evolve(whole, contents={**whole.contents, whole.names[file]: b"?"}),
+        evolve(whole, names={**whole.names, "cut": whole.names["number"]}),
     ):
         with pytest.raises(AssertionError, match="not a state"):
             find_state("7", torn, 0, count)
