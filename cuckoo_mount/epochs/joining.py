@@ -122,7 +122,7 @@ class Joining:
         not be fetched), OSError.
         """
         search = self.search(own)
-        found = await look(self.clouds, self.drive_id)
+        found = await look(self.clouds, self.drive_id, claims_only=writing)
         if not found.listings:
             return Joined(found=found, chain=Chain(), holder=None, search=search)
         holder = None
@@ -223,7 +223,8 @@ class Joining:
         """A copy that is made anew must not be older than what some cloud that is silent has.  Raises: DriveStale."""
         names = self.clouds.names
         if len(found.listings) <= len(names) - self.wanted():
-            silent = "; ".join(f"cloud {name} {why}" for name, why in sorted(found.silent.items()))
+            missing = sorted(set(names) - found.listings.keys())
+            silent = "; ".join(f"cloud {name} {found.silent.get(name, 'does not answer')}" for name in missing)
             raise DriveStale(
                 f"the drive's state is not on this machine, and only {len(found.listings)} of its {len(names)} clouds "
                 f"answer, so that something newer may lie on the others ({silent}).  Mount again when they answer, or: "

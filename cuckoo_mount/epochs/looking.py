@@ -89,13 +89,15 @@ class Look:
         return max(listing.epochs.get(name, 0) for listing in self.listings.values())
 
 
-async def look(clouds: Clouds, drive_id: bytes, among: Collection[CloudName] | None = None) -> Look:
+async def look(
+    clouds: Clouds, drive_id: bytes, among: Collection[CloudName] | None = None, *, claims_only: bool = False
+) -> Look:
     """List meta/ and lease/ on the clouds (None: all) that are up, at the same time.  Checkpoint, raises nothing.
 
-    Two requests each.
+    Two requests each.  `claims_only`: only lease/, one request.
     """
     asked = [name for name in (clouds.names if among is None else among) if clouds.is_up(name)]
-    answers = await gather([partial(_list, clouds, name, drive_id) for name in asked])
+    answers = await gather([partial(_list, clouds, name, drive_id, claims_only=claims_only) for name in asked])
     silent = {name: "does not answer" for name in clouds.names if name not in asked and among is None}
     listings: dict[CloudName, Listing] = {}
     for name, answer in zip(asked, answers, strict=True):
@@ -106,8 +108,10 @@ async def look(clouds: Clouds, drive_id: bytes, among: Collection[CloudName] | N
     return Look(listings, silent)
 
 
-async def _list(clouds: Clouds, cloud: CloudName, drive_id: bytes) -> Listing:
+async def _list(clouds: Clouds, cloud: CloudName, drive_id: bytes, *, claims_only: bool) -> Listing:
     epochs: dict[EpochName, int] = {}
+    if claims_only:
+        return Listing(epochs, await list_leases(clouds, cloud, drive_id))
     for found in await clouds.consult(cloud, jobs.list_objects, meta_prefix(drive_id), deadline_s=LIST_DEADLINE_S):
         try:
             epochs[parse_epoch_name(drive_id, found.name)] = found.size_bytes
