@@ -179,7 +179,10 @@ class Recovery:
             chain = await search.choose(found)
             if chain.tip is None:
                 why = "; ".join(f"{item.name}: {item.reason}" for item in chain.newer) or "there is none"
-                raise ConfigurationError(f"no epoch of the drive can be loaded from {self._door.settings.url}: {why}")
+                raise ConfigurationError(
+                    f"no epoch of the drive can be loaded from {self._door.settings.url} ({why}); "
+                    "try another of its clouds"
+                )
             if await search.fetch(found, chain, chain.parts):
                 settings, rows = await trio.to_thread.run_sync(self._read_settings, search, chain)
                 config = self._config(settings, rows)

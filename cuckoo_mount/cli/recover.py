@@ -167,6 +167,7 @@ def _recover(
     try:
         door = trio.run(_open_door, settings, drive_id)
         key = _drive_key(door, files, wishes.name)
+        _check_key_file(paths, key)
         # Trouble with one cloud or object is in the outcome, or in the one line of the error; the rest is for the log.
         log_to_file(paths.log, "info")
         return trio.run(_find_and_keep, door, key, paths, wishes)
@@ -175,6 +176,16 @@ def _recover(
         if isinstance(error, BaseExceptionGroup):
             raise common.innermost(error) from error
         raise
+
+
+def _check_key_file(paths: DrivePaths, key: bytes) -> None:
+    """Raises: ConfigurationError when the key file that is there opens another drive, or none."""
+    from cuckoo_mount.config import read_drive_key
+
+    if paths.key_file.exists() and read_drive_key(paths.key_file) != key:
+        raise ConfigurationError(
+            f"{shown(paths.key_file)} is the key of another drive; move it away, or choose another name with --drive"
+        )
 
 
 async def _open_door(settings: CloudSettings, drive_id: str) -> Door:

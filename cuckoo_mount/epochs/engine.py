@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Collection
 from typing import Final
@@ -23,26 +22,17 @@ import trio
 from attrs import evolve, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
-from cuckoo_mount.clouds.registry import TESTING_VARIABLE
 from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
 from cuckoo_mount.epochs.keeping import kept_epochs, needed_entries, wants_snapshot
 from cuckoo_mount.epochs.ledger import Ledger
 from cuckoo_mount.epochs.looking import epoch_path, look
 from cuckoo_mount.epochs.making import EpochMaker
 from cuckoo_mount.epochs.publishing import Publisher
+from cuckoo_mount.epochs.timing import LITTLE_ROWS, EpochTimer
 from cuckoo_mount.errors import ConfigurationError, CuckooError, MetadataError, ReadOnly
 from cuckoo_mount.metadata.base import Metadata
 
 log = logging.getLogger(__name__)
-EPOCH_S: Final = 30.0
-"""After the first change the next epoch waits so long, …"""
-EPOCH_MAX_S: Final = 120.0
-"""… or, while little comes again and again, twice as long each time up to this."""
-EPOCH_VARIABLE: Final = "CUCKOO_EPOCH_S"
-"""Environment variable: seconds in place of `EPOCH_S`; looked at with CUCKOO_TESTING=1 only."""
-CATALOGUE_S: Final = 3600.0
-"""What only the catalogue changed (packs moved or deleted) waits for the next epoch, so long at most."""
-LITTLE_ROWS: Final = 64
 POLL_S: Final = 1.0
 GONE_POLL_S: Final = 0.1
 RETRY_S: Final = 2.0
@@ -51,7 +41,6 @@ JOIN_S: Final = 10.0
 COUNT_MAX: Final = 10_000
 OLDEST: Final = "epoch.oldest"
 """Local setting: of older epochs packs may be deleted; they count as gone."""
-_SLICE: Final = 500
 
 
 @frozen(slots=True)
@@ -93,12 +82,9 @@ class EpochEngine:
         self._refused = ""
         self._publisher: Publisher | None = None
         self._force_snapshot = False
+        self._force_epoch = False
         self._lock = trio.Lock()
-        self._changed_at_s = math.inf
-        is_test = os.environ.get(TESTING_VARIABLE) == "1"
-        self._epoch_s = float(os.environ.get(EPOCH_VARIABLE, EPOCH_S)) if is_test else EPOCH_S
-        self._wait_s = self._epoch_s
-        self._made_at_s = -math.inf
+        self._timer = EpochTimer()
         self._join_at_s = -math.inf
         self._making = trio.CancelScope()
         if joined is not None and joined.holder is not None:
@@ -108,6 +94,8 @@ class EpochEngine:
         assert joined.holder is not None
         # What the others wrote may have cost objects that our journals build on.
         self._force_snapshot = joined.left_behind is not None
+        # Until an epoch has the new term, a branch of whoever had the drive before could still be taken for it.
+        self._force_epoch = joined.took_over
         self._publisher = Publisher(self._joining, joined.holder, joined.found)
 
     # -- what others ask --
@@ -160,24 +148,13 @@ class EpochEngine:
                 if isinstance(error, MetadataError):
                     raise
                 log.warning("an epoch could not be made, it will be tried again: %s", error)
-                self._changed_at_s = trio.current_time()  # not at once
+                self._timer.failed()
 
     def _is_due(self) -> bool:
-        now_s = trio.current_time()
         changes, catalogue = self._metadata.outbox_changes(LITTLE_ROWS)
-        statistics = self._metadata.statistics()
-        if not changes and not statistics.dirty_chunks:
-            self._changed_at_s = math.inf
-            return bool(catalogue) and now_s >= self._made_at_s + CATALOGUE_S and self._has_clouds()
-        if self._changed_at_s == math.inf:
-            self._changed_at_s = now_s
-        is_little = changes < LITTLE_ROWS and statistics.dirty_bytes < 1 << 20
-        wait_s = self._wait_s if is_little else self._epoch_s
-        if now_s < self._changed_at_s + wait_s or not self._has_clouds():
-            return False
-        again = now_s - self._made_at_s < 3 * wait_s
-        self._wait_s = min(EPOCH_MAX_S, 2 * wait_s) if is_little and again else self._epoch_s
-        return True
+        dirty_bytes = self._metadata.statistics().dirty_bytes
+        is_due = self._timer.is_due(changes, catalogue, dirty_bytes)
+        return (is_due or self._force_epoch) and self._has_clouds()
 
     def _has_clouds(self) -> bool:
         return any(self._joining.clouds.is_up(name) for name in self._joining.clouds.names)
@@ -288,7 +265,8 @@ class EpochEngine:
         await self._replace_lost(publisher)
         changes, catalogue = self._metadata.outbox_changes(1)
         cache = self._cache.statistics()
-        if changes or cache.pending_bytes or cache.pending_files or cache.dirty_bytes or (whole and catalogue):
+        is_changed = changes or cache.pending_bytes or cache.pending_files or cache.dirty_bytes
+        if is_changed or self._force_epoch or (whole and catalogue):
             await self._make_one(publisher)
         while not self.refused and self._ledger.durable < self._ledger.epoch:
             if await self._publish(publisher) or bounded:
@@ -308,6 +286,7 @@ class EpochEngine:
             self._placed = self._ledger.epoch
         if len(outcome.confirmed) >= self._joining.wanted():
             await self._note_durable()
+            await publisher.catch_up(self._ledger, snapshots_only=True)
             return True
         return bool(outcome.confirmed) and not outcome.failed
 
@@ -316,14 +295,15 @@ class EpochEngine:
         await self._metadata.set_locals(evolve(self._ledger, entries=()).as_local())
 
     async def _make_one(self, publisher: Publisher) -> None:
-        self._changed_at_s, self._made_at_s = math.inf, trio.current_time()
+        changes, _ = self._metadata.outbox_changes(LITTLE_ROWS)
+        self._timer.begin(changes, self._metadata.statistics().dirty_bytes)
         entry = await self._maker.make(
             self._ledger,
             publisher.holder.name,
             as_snapshot=self._force_snapshot or wants_snapshot(self._ledger.parts, time.time_ns()),
         )
         self._ledger = evolve(self._ledger, entries=(*self._ledger.entries, entry))
-        self._force_snapshot = False
+        self._force_snapshot = self._force_epoch = False
 
     # -- losing the right to write --
 

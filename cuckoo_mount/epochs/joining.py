@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cuckoo_mount.epochs.chain import Chain, EpochObject
 from cuckoo_mount.epochs.claims import (
@@ -73,6 +73,7 @@ class Joined:
     before it is opened; empty if it is up to date.  `rebuild`: it begins with a snapshot, to be loaded into a new
     store.
     `left_behind`: with `take_over`, the newest epoch that is given up.
+    `took_over`: somebody else had the right to write and did not give it back.
     """
 
     found: Look
@@ -81,6 +82,7 @@ class Joined:
     behind: tuple[EpochObject, ...] = ()
     rebuild: bool = False
     left_behind: EpochObject | None = None
+    took_over: bool = False
     search: EpochSearch
 
     @property
@@ -125,14 +127,15 @@ class Joining:
         found = await look(self.clouds, self.drive_id, claims_only=writing)
         if not found.listings:
             return Joined(found=found, chain=Chain(), holder=None, search=search)
-        holder = None
+        holder, took_over = None, False
         if writing:
-            await self._check_claim(found, take_over=take_over)
+            took_over = await self._check_claim(found, take_over=take_over)
             holder, found = await self._claim(own, found)
             if holder is None:
                 return Joined(found=found, chain=Chain(), holder=None, search=search)
         try:
-            return await self._compare(own, search, found, holder, take_over=take_over)
+            joined = await self._compare(own, search, found, holder, take_over=take_over)
+            return evolve(joined, took_over=took_over or joined.left_behind is not None)
         except BaseException:
             if holder is not None:
                 with trio.move_on_after(5, shield=True):
@@ -160,18 +163,18 @@ class Joining:
         """Return what finds chains in what the clouds show."""
         return EpochSearch(self.clouds, EpochKeys(self.keys), self.drive_id, self.folder, own.ledger)
 
-    async def _check_claim(self, found: Look, *, take_over: bool) -> None:
-        """Raises: DriveInUse."""
+    async def _check_claim(self, found: Look, *, take_over: bool) -> bool:
+        """Return whether it is taken from somebody who did not give it back.  Raises: DriveInUse."""
         claim = await highest_claim(self.clouds, found, self.keys, self.drive_id)
         notes = read_notes(self.state_folder)
         if claim is None or claim.released or notes.is_own(claim):
-            return
+            return False
         now_ns = time.time_ns()
         notes = watch_claim(notes, claim, found.epoch_names, now_ns)
         await trio.to_thread.run_sync(write_notes, self.state_folder, notes)
         if take_over or is_stale(notes, now_ns):
             log.warning("taking over from %s", describe_claim(claim, now_ns))
-            return
+            return True
         raise DriveInUse(
             f"drive {self.drive_name!r} is in use by {describe_claim(claim, now_ns)}; unmount it there, mount it "
             "read-only here (-o ro), or, if that machine is gone, take it over: --take-over"

@@ -93,9 +93,15 @@ class Publisher:
             failed |= set(batch) - claims.keys()
         return Published(frozenset(confirmed), frozenset(failed))
 
-    async def catch_up(self, ledger: Ledger) -> None:
-        """Bring every cloud up to date that lacks something.  Checkpoint.  Raises: as `publish`."""
+    async def catch_up(self, ledger: Ledger, *, snapshots_only: bool = False) -> None:
+        """Bring every cloud up to date that lacks something.  Checkpoint.  Raises: as `publish`.
+
+        `snapshots_only`: only clouds that lack the snapshot, so that they would be no door to the drive, or to an old
+        state of it.
+        """
         lacking = [name for name in self._targets() if self._lacking(name, ledger)]
+        if snapshots_only:
+            lacking = [name for name in lacking if self._lacking(name, ledger)[0].name.kind == "snapshot"]
         if lacking:
             await self._bring_all(lacking, ledger)
 

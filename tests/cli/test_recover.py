@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from cuckoo_mount.config import DrivePaths, drive_paths, read_config
+from cuckoo_mount.config import DrivePaths, drive_paths, read_config, write_drive_key
 from cuckoo_mount.recovery import MARKER
 from tests.cli.commanding import Shell
 
@@ -216,11 +216,25 @@ def test_there_is_a_drive_already(base: Path, paths: DrivePaths, recovery_key: s
 def test_another_key_file_stands_in_the_way(base: Path, paths: DrivePaths, recovery_key: str, shell: Shell) -> None:
     """It may be all that is left of another drive: it is never written over."""
     paths.key_file.parent.mkdir(parents=True)
-    paths.key_file.write_text("precious\n")
-    said = shell.refused(1, "recover", base / "a", "--passphrase-file", secret(base, PASSPHRASE))
-    assert str(paths.key_file) in said
-    assert paths.key_file.read_text() == "precious\n"
-    assert leftovers(base) == [str(paths.key_file)]
+    write_drive_key(paths.key_file, bytes(32))
+    precious = paths.key_file.read_bytes()
+    for content in (precious, b"precious\n"):
+        paths.key_file.write_bytes(content)
+        said = shell.refused(1, "recover", base / "a", "--passphrase-file", secret(base, PASSPHRASE))
+        assert str(paths.key_file) in said
+        assert leftovers(base) == [str(paths.key_file)]
+        assert paths.key_file.read_bytes() == content
+
+
+def test_its_own_key_file_is_still_there(base: Path, paths: DrivePaths, recovery_key: str, shell: Shell) -> None:
+    """After a loss of the state and the settings alone."""
+    arguments = ("recover", base / "a", "--passphrase-file", secret(base, PASSPHRASE))
+    shell.done(*arguments)
+    shutil.rmtree(paths.state)
+    paths.config_file.unlink()
+    before = paths.key_file.read_bytes()
+    shell.done(*arguments)
+    assert paths.key_file.read_bytes() == before
 
 
 @pytest.mark.parametrize("when", ["fetching", "making"])

@@ -23,7 +23,7 @@ from typing import Final
 
 from attrs import frozen
 
-from cuckoo_mount.epochs.engine import EPOCH_VARIABLE
+from cuckoo_mount.epochs.timing import EPOCH_VARIABLE
 from tests.mount.mounting import ControlError, MountError
 from tests.pool.machines import Machine, wait_until
 from tests.pool.numbered import ROOT

@@ -95,7 +95,7 @@ def judge(tally: Tally, moments: int) -> None:
     assert tally.not_durable > 0, "no epoch was at risk"
     assert tally.half_sent + tally.cutting > 0, "no kill came in the middle of sending"
     assert tally.with_loss > 0, "nothing was ever lost, so nothing was under way"
-    assert tally.epochs > moments
+    assert tally.epochs > moments // 4
     assert tally.syncs > 0
 
 

@@ -105,17 +105,26 @@ def past(tmp_path: Path, make_machine: MakeMachine) -> Past:
     return found
 
 
-@pytest.mark.parametrize("harm", HARMS)
-def test_on_one_cloud(past: Past, make_machine: MakeMachine, harm: str) -> None:
+def test_on_one_cloud(past: Past, make_machine: MakeMachine) -> None:
     """No flag is needed, neither through that cloud nor through another one, and nothing is lost."""
-    sick = past.machine.places[0]
-    past.harm(HARMS[harm], sick)
+    sick, well, _ = past.machine.places
+    newest, _ = past.objects(sick)
+    whole = sick.read(newest)
     other = make_machine(past.machine.places)
-    for place in past.machine.places[:2]:
-        record = json.loads(other.recover(place, "--json").stdout)
-        assert (record["epoch"], record["silent"], record["left_out"]) == (past.epoch, {}, [])
-        past.verify(other, past.new)
+    for number, harm in enumerate(HARMS.values()):
+        past.harm(harm, sick)
+        record = json.loads(other.recover((sick, well)[number % 2], "--json").stdout)
+        assert (record["epoch"], record["silent"], record["left_out"]) == (past.epoch, {}, []), harm.name
         other.wipe()
+        sick.write(newest, whole)
+
+
+@pytest.mark.parametrize("harm", ["bit in the body", "an older one"])
+def test_on_the_cloud_that_is_the_door(past: Past, make_machine: MakeMachine, harm: str) -> None:
+    past.harm(HARMS[harm], past.machine.places[0])
+    other = make_machine(past.machine.places)
+    other.recover(past.machine.places[0])
+    past.verify(other, past.new)
     # The machine that has its state does not care either.
     past.verify(past.machine, past.new)
 
