@@ -22,6 +22,7 @@ from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import parse_place
 from cuckoo_mount.cloudsettings import ACCESS_PREFIX, CloudAccess, cloud_of, decode_access, row_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, write_config, write_drive_key
+from cuckoo_mount.config.making import RECOVERING
 from cuckoo_mount.epochs.chain import Chain, EpochObject, Unusable
 from cuckoo_mount.epochs.claims import Claim, highest_claim, read_notes, watch_claim, write_notes
 from cuckoo_mount.epochs.ledger import LOCAL_EPOCH, from_chain
@@ -48,17 +49,17 @@ from cuckoo_mount.preparing import EPOCHS_FOLDER, cloud_entry
 from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudRow
 
 log = logging.getLogger(__name__)
-DOOR: Final = CloudName("door")
 DOOR_DEADLINE_S: Final = 600.0
 """Finding the drives of a place lists all of it."""
 ROUNDS: Final = 10
-MARKER: Final = "recovering"
-"""A file in the state folder that says: what is here was made by a recovery that did not end."""
 
 
 @frozen(slots=True)
 class Door:
-    """The cloud through which a drive was found.  `slots`: those of its key slots that are whole."""
+    """The cloud through which a drive was found.  `settings.name`: its URL, without secrets, as errors call it.
+
+    `slots`: those of its key slots that are whole.
+    """
 
     settings: CloudSettings
     drive_id: bytes
@@ -109,14 +110,18 @@ async def open_door(pool: Pool, settings: CloudSettings, wanted_id: str = "") ->
     fitting = [drive_id for drive_id in ids if drive_id.hex().startswith(wanted_id.lower())]
     if not fitting:
         what = f"no drive whose id begins with {wanted_id}" if ids else "no drive of cuckoo-mount"
-        raise UsageError(f"there is {what} at {settings.url}; check the URL, its folder or prefix, and the credentials")
+        raise UsageError(
+            f"there is {what} at {settings.name}; check the URL, its folder or prefix, and the credentials"
+        )
     if len(fitting) > 1:
         known = ", ".join(drive_id.hex()[:8] for drive_id in fitting)
-        raise UsageError(f"there are {len(fitting)} drives at {settings.url}; say which with --id, one of: {known}")
+        raise UsageError(f"there are {len(fitting)} drives at {settings.name}; say which with --id, one of: {known}")
     drive_id = fitting[0]
     cloud_id = await pool.run(jobs.find_identity, settings, drive_id, deadline_s=DOOR_DEADLINE_S)
     if cloud_id is None:
-        raise CloudCorrupt(f"{drive_prefix(drive_id)} has no drive.json; try another cloud of the drive", cloud=DOOR)
+        raise CloudCorrupt(
+            f"{drive_prefix(drive_id)} has no drive.json; try another cloud of the drive", cloud=settings.name
+        )
     slots: list[KeySlot] = []
     listed = await pool.run(jobs.list_objects, settings, keys_prefix(drive_id), deadline_s=DOOR_DEADLINE_S)
     for item in listed:
@@ -127,7 +132,7 @@ async def open_door(pool: Pool, settings: CloudSettings, wanted_id: str = "") ->
         except (CloudCorrupt, FormatError) as error:
             log.warning("%s is left out: %s", item.name, error)
     if not slots:
-        raise CloudCorrupt(f"no key slot of the drive at {settings.url} is whole; try another cloud of the drive")
+        raise CloudCorrupt(f"no key slot of the drive at {settings.name} is whole; try another cloud of the drive")
     return Door(settings, drive_id, cloud_id, tuple(slots))
 
 
@@ -150,7 +155,7 @@ class Recovery:
         DataUnavailable, OSError.
         """
         door = CloudEntry(settings=self._door.settings, cloud_id=self._door.cloud_id)
-        multifs = MultiFS({DOOR: door}, self._pool, Health(), self._door.drive_id)
+        multifs = MultiFS({CloudName(self._door.settings.name): door}, self._pool, Health(), self._door.drive_id)
         await multifs.probe()
         found = await self._load(multifs, None)
         for _ in range(ROUNDS):
@@ -180,7 +185,7 @@ class Recovery:
             if chain.tip is None:
                 why = "; ".join(f"{item.name}: {item.reason}" for item in chain.newer) or "there is none"
                 raise ConfigurationError(
-                    f"no epoch of the drive can be loaded from {self._door.settings.url} ({why}); "
+                    f"no epoch of the drive can be loaded from {self._door.settings.name} ({why}); "
                     "try another of its clouds"
                 )
             if await search.fetch(found, chain, chain.parts):
@@ -300,21 +305,22 @@ class Recovery:
         if not found.config.ask and not self._paths.key_file.exists():
             write_drive_key(self._paths.key_file, self._drive_key)
         write_config(found.config, self._paths)
-        (self._paths.state / MARKER).unlink()
+        (self._paths.state / RECOVERING).unlink()
 
 
 def begin_recovery(paths: DrivePaths) -> None:
     """Mark the state folder; what an earlier recovery left that did not end goes.  Blocks.  Raises: OSError."""
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     clear_unfinished(paths)
-    (paths.state / MARKER).touch(mode=0o600)
+    (paths.state / RECOVERING).touch(mode=0o600)
 
 
 def clear_unfinished(paths: DrivePaths) -> None:
     """Delete what a recovery made that did not end; nothing else.  Blocks.  Raises: OSError."""
-    if (paths.state / MARKER).exists() and not paths.config_file.exists():
+    if (paths.state / RECOVERING).exists() and not paths.config_file.exists():
         for file in paths.state.glob(f"{paths.metadata.name}*"):
             file.unlink()
+        (paths.state / RECOVERING).unlink()
 
 
 def give_up(paths: DrivePaths) -> None:
@@ -322,7 +328,6 @@ def give_up(paths: DrivePaths) -> None:
     if paths.config_file.exists():
         return
     clear_unfinished(paths)
-    (paths.state / MARKER).unlink(missing_ok=True)
     shutil.rmtree(paths.state / EPOCHS_FOLDER, ignore_errors=True)
 
 

@@ -105,7 +105,7 @@ def _door(
     from cuckoo_mount.clouds.base import CloudSettings
     from cuckoo_mount.clouds.registry import parse_place
     from cuckoo_mount.config.records import CloudConfig
-    from cuckoo_mount.config.secrets import PROMPT, parse_secret_spec, prompted, resolve_secrets
+    from cuckoo_mount.config.secrets import PROMPT, parse_secret_spec, part_url, prompted, resolve_secrets
     from cuckoo_mount.format import ID_BYTES
 
     url = full_url(url)
@@ -128,7 +128,7 @@ def _door(
         )
         values[cloud] = dict(resolve_secrets(drive, config))
     door = CloudSettings(
-        name="door",
+        name=part_url(url)[0] if "://" in url else url,  # what errors call it
         url=url,
         options=tuple(sorted(_option(option) for option in options)),
         secrets=tuple(sorted(values.pop("", {}).items())),

@@ -21,6 +21,8 @@ from cuckoo_mount.format import ID_BYTES
 
 DEFAULT_CLOUD: Final = "local"
 METADATA_FILES: Final = "metadata.sqlite*"
+RECOVERING: Final = "recovering"
+"""A file in the state folder that says: what is here was made by a recovery that did not end."""
 
 
 def create_default_drive(paths: DrivePaths) -> DriveConfig:
@@ -80,6 +82,8 @@ def check_no_drive(paths: DrivePaths) -> None:
         raise ConfigurationError(
             f"there is a drive {paths.name!r} already ({shown(paths.config_file)}); choose another name with --drive"
         )
+    if (paths.state / RECOVERING).exists():
+        raise ConfigurationError(f"a recovery of drive {paths.name!r} did not end; run it again: cuckoo recover URL")
     for remains in (paths.state.glob(METADATA_FILES), paths.data.glob(f"{DEFAULT_CLOUD}/cuckoo/*/drive.json")):
         if found := next(remains, None):
             raise ConfigurationError(

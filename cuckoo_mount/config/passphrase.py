@@ -98,7 +98,7 @@ def _typed(prompt: str) -> Passphrase:
     if not _has_terminal():
         raise ConfigurationError(
             "a passphrase is needed and there is no terminal to ask on; "
-            "mount with --passphrase-file FILE (- is standard input) or a systemd credential cuckoo-passphrase"
+            "use --passphrase-file FILE (- is standard input) or a systemd credential cuckoo-passphrase"
         )
     for _ in range(TRIES):
         try:

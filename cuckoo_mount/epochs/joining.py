@@ -227,7 +227,7 @@ class Joining:
         names = self.clouds.names
         if len(found.listings) <= len(names) - self.wanted():
             missing = sorted(set(names) - found.listings.keys())
-            silent = "; ".join(f"cloud {name} {found.silent.get(name, 'does not answer')}" for name in missing)
+            silent = "; ".join(found.silent.get(name, f"cloud {name} does not answer") for name in missing)
             raise DriveStale(
                 f"the drive's state is not on this machine, and only {len(found.listings)} of its {len(names)} clouds "
                 f"answer, so that something newer may lie on the others ({silent}).  Mount again when they answer, or: "

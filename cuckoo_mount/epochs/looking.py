@@ -98,7 +98,7 @@ async def look(
     """
     asked = [name for name in (clouds.names if among is None else among) if clouds.is_up(name)]
     answers = await gather([partial(_list, clouds, name, drive_id, claims_only=claims_only) for name in asked])
-    silent = {name: "does not answer" for name in clouds.names if name not in asked and among is None}
+    silent = {name: f"cloud {name} does not answer" for name in clouds.names if name not in asked and among is None}
     listings: dict[CloudName, Listing] = {}
     for name, answer in zip(asked, answers, strict=True):
         if isinstance(answer, Listing):

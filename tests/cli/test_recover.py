@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from cuckoo_mount.config import DrivePaths, drive_paths, read_config, write_drive_key
-from cuckoo_mount.recovery import MARKER
+from cuckoo_mount.config.making import RECOVERING
 from tests.cli.commanding import Shell
 
 pytestmark = [pytest.mark.slow]
@@ -240,7 +240,7 @@ def test_its_own_key_file_is_still_there(base: Path, paths: DrivePaths, recovery
 @pytest.mark.parametrize("when", ["fetching", "making"])
 def test_killed_in_the_middle(base: Path, paths: DrivePaths, recovery_key: str, shell: Shell, when: str) -> None:
     """It is no drive, other commands say so, and a second try works."""
-    marker = paths.state / MARKER
+    marker = paths.state / RECOVERING
     command = [sys.executable, "-m", "cuckoo_mount.cli.main", "recover", str(base / "a")]
     arguments = ["--passphrase-file", secret(base, PASSPHRASE)]
     is_there = marker.exists if when == "making" else (paths.state / "epochs").exists
