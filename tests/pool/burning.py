@@ -32,7 +32,7 @@ DURABLE_ON: Final = 2
 FAULTS: Final = ("slow epochs", "slow packs", "one slow", "one fails", "one stops", "none")
 AIMS: Final = {"slow epochs": "not_durable", "slow packs": "cutting"}
 """With these faults the moment is one of which this is so (`Tally`)."""
-SLOW_S: Final = 0.8
+SLOW_S: Final = 1.5
 SPOOL: Final = "cut.spool"
 Rule = dict[str, object]
 
@@ -161,7 +161,7 @@ class Fire:
         self._pass(WORK_S)
         if faults in AIMS:
             wait_until(lambda: AIMS[faults] in self._at_risk(), AIMS[faults])
-            self._pass(SLOW_S / 2)
+            self._pass(SLOW_S / 6)
         work.burn()
         self.repair_clouds()
         laptop.check_log()

@@ -31,7 +31,8 @@ SEED: Final = 20_261_122
 OPENING_MAX: Final = 4
 """Requests of one worker that opens one cloud: its bucket, its drive.json."""
 WORKERS_MAX: Final = 8
-EPOCH_WRITES: Final = 2
+EPOCH_WRITES: Final = 3
+"""Its copies on two clouds; a snapshot goes to the third one, too."""
 EPOCH_REQUESTS: Final = 4
 TIMERS_S: Final = 60.0
 """Longer than every timer of the write-back and one round of housekeeping."""

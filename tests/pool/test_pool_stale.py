@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,11 @@ HARMS: Final = {
         Harm("an older one", lambda _, older: older),
     )
 }
+
+
+def short_form(harms: Iterable[str], *names: str) -> list[object]:
+    """Return parameters of which only those named are not `long`."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in sorted(harms)]
 
 
 @frozen
@@ -129,7 +134,7 @@ def test_on_the_cloud_that_is_the_door(past: Past, make_machine: MakeMachine, ha
     past.verify(past.machine, past.new)
 
 
-@pytest.mark.parametrize("harm", [name for name in HARMS if name != "hidden"])
+@pytest.mark.parametrize("harm", short_form(HARMS.keys() - {"hidden"}, "bit in the body", "cut short"))
 def test_on_every_cloud(past: Past, make_machine: MakeMachine, harm: str) -> None:
     places = past.machine.places
     past.harm(HARMS[harm], *places)
@@ -160,7 +165,7 @@ def test_nobody_can_know_what_is_hidden_everywhere(past: Past, make_machine: Mak
     past.verify(other, past.old)
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", short_form(HARMS, "hidden", "bit in the header"))
 def test_the_machine_that_has_its_state_is_not_hurt(past: Past, make_machine: MakeMachine, harm: str) -> None:
     """Whatever its clouds show; and what can be seen to be wrong with them is right again after it."""
     places = past.machine.places
