@@ -149,12 +149,29 @@ class ChunkCache:
         """Truncate or grow.  Raises: StaleInode."""
         await set_size(self._content, state, size_bytes, now_ns)
 
-    def set_times(self, state: FileState, *, mtime_ns: int | None, ctime_ns: int) -> None:
-        """Set the times of a file whose content has pending changes, to enter the metadata together with them."""
+    def set_times(self, ino: InodeNo, *, mtime_ns: int | None, ctime_ns: int) -> bool:
+        """Set the times of a file whose content has pending changes, to enter the metadata together with them.
+
+        Returns False for any other: then the caller brings them there.
+        """
+        state = self._content.states.get(ino)
+        if state is None:
+            return False
+        if mtime_ns is not None:
+            state.note_told(mtime_ns)
+        if not state.is_pending:
+            return False
         state.serial += 1
         if mtime_ns is not None:
             state.mtime_ns = mtime_ns
         state.ctime_ns = ctime_ns
+        return True
+
+    def undo_stamp(self, ino: InodeNo) -> None:
+        """Make a file's mtime what it was last set to, whatever was written since; see `PartedFS.believe_times`."""
+        state = self._content.states.get(ino)
+        if state is not None:
+            state.undo_stamp()
 
     def pending_state(self, ino: InodeNo) -> FileState | None:
         """Return the state of a file with pending changes, else None."""

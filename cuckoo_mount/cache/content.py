@@ -182,7 +182,9 @@ class Content:
             if state.size_bytes < 0:
                 async with state.rows_lock:
                     if state.size_bytes < 0:
-                        state.size_bytes = (await self.metadata.get_inode(ino)).size_bytes
+                        inode = await self.metadata.get_inode(ino)
+                        state.size_bytes = inode.size_bytes
+                        state.note_told(inode.mtime_ns)
         except BaseException:
             self.release(state, writing=False)
             raise
@@ -192,6 +194,7 @@ class Content:
     def adopt_new(self, inode: Inode) -> FileState:
         """Return the state of a file made just now: nothing to load."""
         state = self.states[inode.ino] = FileState(inode.ino, 0, users=1, writers=1, never_clean=True)
+        state.note_told(inode.mtime_ns)
         state.windows[0] = None
         return state
 

@@ -98,7 +98,10 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """chmod, chown, truncate, utimes."""
         request, size_bytes = attribute_request(attr, fields)
-        return entry_attributes(await self._fs.set_attributes(InodeNo(inode), request, size_bytes))
+        changed = await self._fs.set_attributes(InodeNo(inode), request, size_bytes)
+        if request.mtime_ns is None:
+            self._fs.believe_times(InodeNo(inode))  # before it asks for other changes the kernel sends what it has
+        return entry_attributes(changed)
 
     @guarded
     async def readlink(self, inode: int, ctx: Context) -> bytes:
@@ -193,11 +196,13 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def release(self, fh: int) -> None:
         """Last close."""
+        self._fs.believe_times(self._fs.handles.file(fh).state.ino)
         await self._fs.release(fh)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Make a file durable."""
+        self._fs.believe_times(self._fs.handles.file(fh).state.ino)
         await self._fs.sync_file(fh)
 
     @guarded

@@ -184,6 +184,15 @@ class PartedFS:
                 return await self.tree.inode(ino)
         return await self.tree.set_attributes(ino, request)
 
+    def believe_times(self, ino: InodeNo) -> None:
+        """Say that the caller has told all mtimes it knows of a file: what `write` stamped since was not news.
+
+        For a caller that owns times, as the kernel does with its write-back cache: it tells them after the bytes, but
+        only when they moved.  Two writes within one tick of its clock, the first of which was sent and told before the
+        second: then the second arrives late, gets a later stamp here, and no time follows it.
+        """
+        self._cache.undo_stamp(ino)
+
     async def _truncate(self, inode: Inode, size_bytes: int) -> None:
         state = await self._cache.open(inode.ino, writing=True)
         handle = FileHandle(state, writing=True, drops_privileges=_has_set_id(inode.mode))

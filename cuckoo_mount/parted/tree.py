@@ -206,10 +206,8 @@ class Tree:
         if mode is None and (request.uid is not None or request.gid is not None):
             mode = without_set_id(inode.mode)
         mtime_ns = request.mtime_ns
-        state = self._cache.pending_state(ino)
-        if state is not None:
+        if self._cache.set_times(ino, mtime_ns=mtime_ns, ctime_ns=ctime_ns):
             # Times of a file with unsaved bytes enter the metadata together with these (I-12).
-            self._cache.set_times(state, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
             mtime_ns = None
         changes = InodeChanges(
             mode=mode,

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -379,6 +379,39 @@ def test_late_writes_do_not_move_size_and_times_back(mount: Mount) -> None:
         assert earlier[1] <= later[1]
         assert earlier[2] <= later[2]
     assert seen[-1][:2] == seen[-2][:2]
+
+
+def write_twice_within_a_tick(fd: int) -> int:
+    """Write, let the kernel send bytes and times, write again while its clock stands still; return the mtime."""
+    for number in range(1000):
+        os.pwrite(fd, b"x", 10 * number)
+        before = os.fstat(fd).st_mtime_ns
+        os.fchmod(fd, 0o600 + number % 2)
+        os.pwrite(fd, b"y", 10 * number + 5)
+        if os.fstat(fd).st_mtime_ns == before:
+            return before
+    pytest.fail("a thousand times the clock went on between two writes")
+
+
+@pytest.mark.parametrize("last", ["close", "fsync"])
+def test_a_late_write_of_the_same_tick_gets_no_later_mtime(mount: Mount, last: str) -> None:
+    """The kernel tells no time that did not move; what it shows programs is what a new mount shows."""
+    mount.start()
+    path = mount.path / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    mtime_ns = write_twice_within_a_tick(fd)
+    while time.clock_gettime_ns(time.CLOCK_REALTIME) < mtime_ns + 30_000_000:
+        pass
+    if last == "fsync":
+        os.fsync(fd)
+        mount.kill()
+        with suppress(OSError):
+            os.close(fd)
+    else:
+        os.close(fd)
+        mount.umount(wait=False)
+    mount.start()
+    assert path.stat().st_mtime_ns == mtime_ns
 
 
 def test_times_that_were_set_stay_over_the_write_back(mount: Mount) -> None:
