@@ -112,7 +112,7 @@ def add(
     config = known_config(drive)
     _check_new(cloud, config)
     check_place(cloud.url, drive_paths(drive), config, read_only=read_only)
-    cloud = _asked(cloud)
+    cloud = _asked(cloud, _secret_specs(secret_specs))
     result = _send("cloud-add", drive, cloud)
     if as_json:
         common.print_json(result)
@@ -163,7 +163,7 @@ def set_(
     if cloud.url != old.url:
         _check_new(cloud, evolve(config, clouds=tuple(other for other in config.clouds if other.name != name)))
         check_place(cloud.url, drive_paths(drive), config, read_only=cloud.read_only)
-    result = _send("cloud-set", drive, _asked(cloud))
+    result = _send("cloud-set", drive, _asked(cloud, specs))
     if as_json:
         common.print_json(result)
     else:
@@ -263,15 +263,17 @@ def _merged(old: Pairs, new: Pairs) -> Pairs:
     return tuple(sorted((key, value) for key, value in merged.items() if value))
 
 
-def _asked(cloud: CloudConfig) -> CloudConfig:
-    """Return the cloud with every secret that is to be typed in asked for.  Raises: UsageError without a terminal."""
-    return evolve(
-        cloud,
-        secrets=tuple(
-            (key, prompted(_typed(f"{key} of cloud {cloud.name}: ", key)) if reference == PROMPT else reference)
-            for key, reference in cloud.secrets
-        ),
-    )
+def _asked(cloud: CloudConfig, specs: Pairs) -> CloudConfig:
+    """Return the cloud with every secret that is to be typed in asked for, in the order of `specs`.
+
+    Raises: UsageError without a terminal.
+    """
+    typed = {
+        key: prompted(_typed(f"{key} of cloud {cloud.name}: ", key))
+        for key, reference in dict(specs).items()
+        if reference == PROMPT
+    }
+    return evolve(cloud, secrets=tuple((key, typed.get(key, reference)) for key, reference in cloud.secrets))
 
 
 def _typed(prompt: str, key: str) -> str:

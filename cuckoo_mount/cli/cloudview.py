@@ -13,7 +13,8 @@ import click
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 
-WIDTH: Final = 4000
+_TITLES: Final = ("cloud", "state", "used", "of", "packs", "group", "where")
+_RIGHT: Final = frozenset({"used", "of", "packs"})
 Record = Mapping[str, object]
 
 
@@ -24,17 +25,13 @@ def records(value: object) -> list[Record]:
 
 def show_clouds(clouds: Sequence[Record]) -> None:
     """Print a table of clouds, then what is the matter with them, one line each."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("cloud", "state", "used", "of", "packs", "group", "where"):
-        table.add_column(column, justify="right" if column in ("used", "of", "packs") else "left", no_wrap=True)
-    for cloud in clouds:
-        table.add_row(*(Text(cell) for cell in _row(cloud)))
-    # Wide enough for every URL: rich would cut them to the terminal's width, and to 80 columns in a pipe.
-    Console(soft_wrap=True, width=WIDTH).print(table)
+    rows = [list(_TITLES), *map(_row, clouds)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Not by rich: it cuts URLs to the terminal's width, or fills up each line to the longest one.
+    for row in rows:
+        cells = zip(_TITLES, row, widths, strict=True)
+        line = "  ".join(text.rjust(width) if title in _RIGHT else text.ljust(width) for title, text, width in cells)
+        click.secho(line.rstrip(), bold=row is rows[0])
     for cloud in clouds:
         if cloud.get("state") != "ok" and cloud.get("last_error"):
             click.echo(f"{cloud.get('name')}: {cloud['last_error']}")

@@ -152,7 +152,7 @@ def _where_the_keys_are(paths: DrivePaths) -> str:
     recovery_key = recovery_key_of(read_drive_key(paths.key_file)).shown()
     return (
         f"Its key is in {shown(paths.key_file)}; write down its recovery key and keep it elsewhere, "
-        f"without one of the two nothing can be read: {recovery_key}"
+        f"without one of the two nothing can be read:\n\n    {recovery_key}\n"
     )
 
 

@@ -109,7 +109,7 @@ def _show_plan(
     if keep_clouds:
         say("Nothing but a recovery key or passphrase of this drive opens what is on its clouds afterwards.")
     else:
-        say("Nobody can read the drive again afterwards.")
+        say("Nobody can read the drive again afterwards, on any machine.  To delete only what is here: --keep-clouds")
 
 
 def _say(line: str) -> None:

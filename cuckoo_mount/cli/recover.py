@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from cuckoo_mount.recovery import Door, Found, Wishes
 
 PROGRAM: Final = "cuckoo recover"
+_GROUPS: Final = re.compile(r"\s*(\w{3,5}[\s-]+){7}\w{3,5}\s*")
+"""What was meant as a recovery key: eight groups of about four signs."""
 
 
 @click.command(
@@ -236,8 +239,13 @@ def _unlock(slots: Sequence[KeySlot], typed: Passphrase) -> bytes:
 
     try:
         recovery_key = parse_recovery_key(typed.text)
-    except UsageError:
-        return open_slots(slots, typed)
+    except UsageError as mistyped:
+        try:
+            return open_slots(slots, typed)
+        except WrongKey as error:
+            if _GROUPS.fullmatch(typed.text):
+                raise WrongKey(str(mistyped)) from error
+            raise
     try:
         return open_slots(slots, recovery_key)
     except WrongKey:

@@ -80,7 +80,8 @@ def check_no_drive(paths: DrivePaths) -> None:
     """Raises: ConfigurationError when there is a drive of that name, or something of an earlier one."""
     if paths.config_file.exists():
         raise ConfigurationError(
-            f"there is a drive {paths.name!r} already ({shown(paths.config_file)}); choose another name with --drive"
+            f"there is a drive {paths.name!r} already ({shown(paths.config_file)}); mount that one, or choose another "
+            "name with --drive"
         )
     if (paths.state / RECOVERING).exists():
         raise ConfigurationError(f"a recovery of drive {paths.name!r} did not end; run it again: cuckoo recover URL")

@@ -97,6 +97,7 @@ def test_the_secret_is_wrong(base: Path, recovery_key: str, shell: Shell) -> Non
         ("--passphrase-file", "correct horse buttery", 1, "passphrase"),
         ("--recovery-key-file", other, 1, "recovery key"),
         ("--recovery-key-file", mistyped, 2, "recovery key"),
+        ("--passphrase-file", mistyped, 1, "recovery key"),
         ("--recovery-key-file", recovery_key[:-5], 2, "recovery key"),
         ("--recovery-key-file", PASSPHRASE, 2, "recovery key"),
     ):
