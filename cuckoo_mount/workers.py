@@ -37,7 +37,9 @@ from cuckoo_mount.workerprocess import HEADER, KIND_JOB
 
 T = TypeVar("T")
 
-IDLE_S: Final = 60.0
+IDLE_S: Final = 180.0
+"""Longer than the pause between two renewals of the right to write: one worker stays, with its clouds open, else each
+renewal would start a process (0.3 s of CPU for an S3 client) and read drive.json again."""
 _LOSSES_MAX: Final = 1
 _UNKILLABLE_MAX: Final = 16
 """Killed processes that do not end (they hang in the kernel, say on a dead NFS server) before no more are started."""
