@@ -20,6 +20,7 @@ from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.counters import Row
 from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.schema import FLOOR_PREFIX, JOURNALED, JournaledTable
+from cuckoo_mount.metadata.trouble import metadata_trouble
 from cuckoo_mount.types import ChunkIndex, DirtyChunk, InodeNo, VersionNo
 
 _PATIENCE_MS: Final = 10_000
@@ -100,7 +101,7 @@ class Cut:
             raise self._trouble(error) from error
 
     def _trouble(self, error: apsw.Error) -> MetadataError:
-        return MetadataError(f"cannot read the metadata {self._path}: {error}")
+        return metadata_trouble("read", self._path, error)
 
 
 def open_cut(path: Path) -> Cut:
@@ -117,7 +118,7 @@ def open_cut(path: Path) -> Cut:
             connection.close(True)
             raise
     except apsw.Error as error:
-        raise MetadataError(f"cannot read the metadata {path}: {error}") from error
+        raise metadata_trouble("read", path, error) from error
     return Cut(path, connection)
 
 

@@ -13,10 +13,10 @@ from typing import Final
 
 import apsw
 
-from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.catalogue import LOCAL_SETTINGS_SQL, SETTINGS_SQL
 from cuckoo_mount.metadata.migrations import check_identity
 from cuckoo_mount.metadata.schema import CATALOGUE_FROM
+from cuckoo_mount.metadata.trouble import metadata_trouble
 
 _PATIENCE_MS: Final = 10_000
 
@@ -78,4 +78,4 @@ def _open(path: Path) -> Iterator[apsw.Connection]:
             check_identity(connection)
             yield connection
     except apsw.Error as error:
-        raise MetadataError(f"cannot read the metadata {path}: {error}") from error
+        raise metadata_trouble("read", path, error) from error

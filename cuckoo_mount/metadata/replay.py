@@ -30,6 +30,7 @@ from cuckoo_mount.metadata.migrations import check_identity, drop_triggers, make
 from cuckoo_mount.metadata.peek import count_changes
 from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.schema import FLOOR_PREFIX, JOURNALED
+from cuckoo_mount.metadata.trouble import metadata_trouble
 
 _BY_NAME: Final = {table.name: table for table in JOURNALED}
 _PAGE_CACHE_KIB: Final = 64 << 10
@@ -93,7 +94,7 @@ def build_store(
         _sync(path.parent)
     except (apsw.Error, OSError) as error:
         building.unlink(missing_ok=True)
-        raise MetadataError(f"cannot make the metadata {path} from the epochs: {error}") from error
+        raise metadata_trouble("make", path, error) from error
     except BaseException:
         building.unlink(missing_ok=True)
         raise
@@ -119,7 +120,7 @@ def rebuild_store(
         os.rename(new, path)
         _sync(path.parent)
     except (apsw.Error, OSError) as error:
-        raise MetadataError(f"cannot replace the metadata {path}: {error}") from error
+        raise metadata_trouble("replace", path, error) from error
     return done
 
 
@@ -153,7 +154,7 @@ def catch_up(path: Path, parts: Iterable[Iterable[JournalRecord]], *, epoch: int
                     connection.execute("ROLLBACK")
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     except apsw.Error as error:
-        raise MetadataError(f"cannot replay into the metadata {path}: {error}") from error
+        raise metadata_trouble("replay into", path, error) from error
     return done
 
 

@@ -30,6 +30,7 @@ from cuckoo_mount.metadata.log import LogKeeper
 from cuckoo_mount.metadata.migrations import check_identity, make_schema, migrate
 from cuckoo_mount.metadata.records import MetadataStatistics
 from cuckoo_mount.metadata.renames import Renames
+from cuckoo_mount.metadata.trouble import metadata_trouble
 from cuckoo_mount.types import ROOT_INODE
 
 _PAGE_BYTES: Final = 4096
@@ -156,7 +157,7 @@ def _open(path: Path, options: StoreOptions, fill: Callable[[apsw.Connection], N
             undo.callback(second.close, True)
             _use_log(second, options)
         except (apsw.Error, OSError) as error:
-            raise MetadataError(f"cannot open the metadata {path}: {error}") from error
+            raise metadata_trouble("open", path, error) from error
         undo.pop_all()
     keeper = LogKeeper(
         second,
