@@ -135,6 +135,10 @@ class ChunkCache:
         """Return up to `size_bytes` bytes from `offset`.  Raises: DataUnavailable, DataTimeout."""
         return await self._content.read(state, offset, size_bytes)
 
+    def present_part(self, ino: InodeNo, index: ChunkIndex, margin_bytes: int) -> tuple[int, bytes] | None:
+        """Return what is here of a chunk of a file that nobody may write to; see `Content.present_part`."""
+        return self._content.present_part(ino, index, margin_bytes)
+
     async def write(self, state: FileState, offset: int, data: bytes) -> None:
         """Put `data` at `offset`.  Raises: NoSpace, OSError."""
         await self._content.write(state, offset, data)

@@ -169,6 +169,32 @@ class Content:
             parts.append(data.ljust(end - start, b"\0"))
         return b"".join(parts)
 
+    def present_part(self, ino: InodeNo, index: ChunkIndex, margin_bytes: int) -> tuple[int, bytes] | None:
+        """Return (offset in the chunk, bytes) of what can be read of an open file's chunk without waiting.
+
+        Without `margin_bytes` at a side where the neighbouring chunk would have to be waited for.  None if the chunk
+        itself would, if it is a hole, or if somebody has the file open for writing.
+        """
+        state = self.states.get(ino)
+        size = 0 if state is None else min(CHUNK_SIZE_BYTES, state.size_bytes - index * CHUNK_SIZE_BYTES)
+        if state is None or state.writers or size <= 0 or not state.is_loaded(index, index):
+            return None
+        if index not in state.slots or self._needed(state, [(index, 0, size)]) or self.files.get(ino) is None:
+            return None
+        start = margin_bytes if index and self._is_away(state, ChunkIndex(index - 1)) else 0
+        end = size - margin_bytes if self._is_away(state, ChunkIndex(index + 1)) else size
+        if start >= end:
+            return None
+        offset = index * CHUNK_SIZE_BYTES + start
+        return start, self._gather(state, [(index, start, end)], offset, end - start)
+
+    def _is_away(self, state: FileState, index: ChunkIndex) -> bool:
+        """Return whether a read of the chunk may have to wait for a cloud."""
+        slot = state.slots.get(index)
+        if slot is None:
+            return not state.is_loaded(index, index)
+        return not slot.present or (slot.base is not None and bool(slot.base.missing(0, CHUNK_SIZE_BYTES)))
+
     # Checkpoints are possible again.
 
     async def open(self, ino: InodeNo, *, writing: bool) -> FileState:

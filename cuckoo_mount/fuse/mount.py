@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pyfuse3
 import trio
-from attrs import frozen
 
-from cuckoo_mount.errors import ConfigurationError, UsageError
+from cuckoo_mount.errors import ConfigurationError
 from cuckoo_mount.fuse.guard import Upcalls
 from cuckoo_mount.fuse.operations import Operations
+from cuckoo_mount.fuse.options import MountOptions
 from cuckoo_mount.parted.partedfs import PartedFS
 
 log = logging.getLogger(__name__)
@@ -29,36 +29,6 @@ MAX_BACKGROUND: Final = 64
 reads that wait for a cloud would hold back every write and fsync until their deadline."""
 _CONGESTION: Final = 48
 _CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
-_PASSED_ON: Final = frozenset(
-    {"allow_other", "allow_root", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "noatime", "atime"}
-)
-_NOT_OURS: Final = frozenset({"auto", "noauto", "user", "nouser", "users", "_netdev", "nofail", "defaults", "relatime"})
-"""Options that mount(8) and fstab deal with themselves."""
-
-
-@frozen(slots=True)
-class MountOptions:
-    """Options for the kernel, checked.  `read_only` is also one of them."""
-
-    kernel: frozenset[str] = frozenset()
-
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing may be changed through this mount."""
-        return "ro" in self.kernel
-
-
-def parse_mount_options(options: Sequence[str]) -> MountOptions:
-    """Return the options of one or more `-o` arguments, each a comma-separated list.  Raises: UsageError."""
-    kernel: set[str] = set()
-    for option in ",".join(options).split(","):
-        name = option.strip()
-        if name.startswith("x-") or name in _NOT_OURS or not name:
-            continue
-        if name not in _PASSED_ON:
-            raise UsageError(f"unknown mount option {name!r}; known are {', '.join(sorted(_PASSED_ON))}")
-        kernel.add(name)
-    return MountOptions(frozenset(kernel - {"rw"}))
 
 
 async def serve_mount(
@@ -75,7 +45,8 @@ async def serve_mount(
     Ends by umount(8), fusermount3 -u or `request_stop`.  Raises: ConfigurationError when it cannot be mounted; anything
     else is a bug of ours and leaves the mountpoint attached.
     """
-    operations = Operations(filesystem)
+    operations = Operations(filesystem, options)
+    filesystem.access_times = options.access_times
     upcalls_to(operations.upcalls)
     flags = set(pyfuse3.default_options) | options.kernel | {f"fsname=cuckoo:{drive_name}", "subtype=cuckoo"}
     try:
@@ -89,6 +60,7 @@ async def serve_mount(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(operations.run_notifier)
+            nursery.start_soon(operations.pusher.run)
             nursery.start_soon(_raise_background_limit, mountpoint)
             ready.set()
             await pyfuse3.main(max_tasks=MAX_TASKS)

@@ -17,7 +17,8 @@ from cuckoo_mount.types import InodeNo
 class FileHandle:
     """One open(2) of a regular file.  `drops_privileges`: its set-id bits must go at the first write.
 
-    `impatient_until_s`: by trio's clock; before it a read does not wait for a cloud again.
+    `impatient_until_s`: by trio's clock; before it a read does not wait for a cloud again.  `read_end`: where the last
+    read ended.
     """
 
     state: FileState
@@ -25,6 +26,7 @@ class FileHandle:
     drops_privileges: bool
     was_read: bool = False
     impatient_until_s: float = 0.0
+    read_end: int = 0
 
 
 @define(slots=True, eq=False)

@@ -27,6 +27,7 @@ from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import write_config
 from cuckoo_mount.fuse.guard import Fault
 from cuckoo_mount.fuse.operations import Operations
+from cuckoo_mount.fuse.options import MountOptions
 from cuckoo_mount.testing.rig import RigPlace
 from cuckoo_mount.types import ROOT_INODE
 from tests.mount.mounting import Mount
@@ -286,7 +287,7 @@ def wait_until(what: str, true: Callable[[], bool]) -> None:
 
 
 def calls(mount: Mount, operation: str) -> int:
-    return int(mount.status()["fuse"]["upcalls"].get(operation, 0))
+    return mount.upcalls()[operation]
 
 
 def outcome(running: Iterator[None]) -> int:
@@ -350,7 +351,7 @@ def logged_failures(path: Path, kind: str) -> set[str]:
 async def test_handlers_that_the_kernel_never_calls(tmp_path: Path, kind: Fault) -> None:
     limits = CacheLimits(limit_bytes=16 << 20)
     async with RigPlace(tmp_path).opened(limits) as rig:
-        operations = Operations(rig.filesystem)
+        operations = Operations(rig.filesystem, MountOptions())
         context = pyfuse3.RequestContext.__new__(pyfuse3.RequestContext)
         for name, reason in NEVER_ASKED.items():
             print(f"{name} is never called: {reason}")
