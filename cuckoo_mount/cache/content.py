@@ -30,9 +30,13 @@ from cuckoo_mount.cache.state import (
 )
 from cuckoo_mount.cache.versions import VersionNumbers
 from cuckoo_mount.clock import now_ns
+from cuckoo_mount.errors import DataTimeout
 from cuckoo_mount.locks import Gate
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo
+
+WAITING_READS_MAX: Final = 512
+"""Reads that may wait for clouds together: each holds a task that answers the kernel, and others must be answered."""
 
 
 class Content:
@@ -63,6 +67,7 @@ class Content:
         self.evicting: set[tuple[InodeNo, ChunkIndex]] = set()
         self.touched: set[tuple[InodeNo, ChunkIndex]] = set()
         self.hits = 0
+        self._waiting_reads = 0
         self.digest = digest
         self._boot_tick = boot_tick
         self._unverified_tick = unverified_tick
@@ -275,8 +280,17 @@ class Content:
                         self.fetcher.note_read(state.ino, index)
                 return self._gather(state, spans, offset, size_bytes)
             missed = True
+            await self._bring(state, needed)
+
+    async def _bring(self, state: FileState, needed: list[ChunkIndex]) -> None:
+        if self._waiting_reads >= WAITING_READS_MAX:
+            raise DataTimeout(f"{self._waiting_reads} other reads wait for clouds already")
+        self._waiting_reads += 1
+        try:
             for index in needed:
                 await self.fetcher.bring(state, index)
+        finally:
+            self._waiting_reads -= 1
 
     async def write(self, state: FileState, offset: int, data: bytes) -> None:
         """Put `data` at `offset`; visible to reads when this returns, durable after `Checkpointer.sync_file`.
