@@ -34,10 +34,10 @@ FILES_MAX: Final = 1024
 CHUNKS_MAX: Final = 4096
 REGRETS_MIN: Final = 16
 """Reads of pushed chunks, of one file, that do not count yet."""
-REGRETS_PART: Final = 4
+REGRETS_PART: Final = 8
 """Pushing of a file pauses when more than one in so many of its pushes was in vain."""
-PAUSE_MIN_S: Final = 10.0
-PAUSE_MAX_S: Final = 640.0
+PAUSE_MIN_S: Final = 60.0
+PAUSE_MAX_S: Final = 3600.0
 _QUEUED: Final = -1
 _PUSHED: Final = -2
 
