@@ -71,6 +71,13 @@ def format_policy(policy: Policy) -> str:
     return str(policy.shares) if policy.is_copies else f"{policy.data}+{policy.parity}"
 
 
+def describe_policy(policy: Policy) -> str:
+    """Return what people call it: "one copy", "2 copies", "3+2 shares"."""
+    if policy.shares == 1:
+        return "one copy"
+    return f"{policy.shares} copies" if policy.is_copies else f"{format_policy(policy)} shares"
+
+
 def shares_needed(text: str) -> int:
     """Return how many shares of a pack are enough to read it.  Raises: UsageError for text that is no policy."""
     return parse_policy(text).data
