@@ -269,8 +269,13 @@ class Tree:
         await self._metadata.set_xattrs(ino, {name: stored}, InodeChanges(mode=mode, ctime_ns=ctime_ns))
 
     async def remove_xattr(self, ino: InodeNo, name: bytes) -> None:
-        """Remove an extended attribute.  Raises: NoAttribute, StaleInode."""
+        """Remove an extended attribute; an ACL that is not there is no error, as on Linux's own file systems.
+
+        Raises: NoAttribute, StaleInode.
+        """
         self._fence.check()
+        if name in (acl.ACCESS, acl.DEFAULT) and name not in await self._metadata.list_xattrs(ino):
+            return
         await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 
