@@ -114,9 +114,9 @@ class PartedFS:
         self.tree.references.add(ino)
         handle = FileHandle(state, writing=writing, drops_privileges=writing and _has_set_id(inode.mode))
         number = self.handles.add_file(handle)
-        if flags & os.O_TRUNC and state.size_bytes:
+        if flags & os.O_TRUNC:
             try:
-                await self._resize(handle, 0)
+                await (self._resize(handle, 0) if state.size_bytes else self._drop_privileges(handle))
             except BaseException:
                 await self.release(number)
                 raise
@@ -187,12 +187,15 @@ class PartedFS:
         if offset + len(data) > SIZE_MAX_BYTES:
             raise FileTooBig(f"a file has at most {SIZE_MAX_BYTES} bytes")
         if handle.drops_privileges:
-            handle.drops_privileges = False
-            await self._drop_privileges(handle.state.ino)
+            await self._drop_privileges(handle)
         await self._cache.write(handle.state, offset, data)
         return len(data)
 
-    async def _drop_privileges(self, ino: InodeNo) -> None:
+    async def _drop_privileges(self, handle: FileHandle) -> None:
+        if not handle.drops_privileges:
+            return
+        handle.drops_privileges = False
+        ino = handle.state.ino
         inode = await self._metadata.get_inode(ino)
         if without_set_id(inode.mode) != inode.mode:
             await self._metadata.change_inode(ino, InodeChanges(mode=without_set_id(inode.mode)))
@@ -246,9 +249,7 @@ class PartedFS:
             self._cache.release(state, writing=True)
 
     async def _resize(self, handle: FileHandle, size_bytes: int) -> None:
-        if handle.drops_privileges:
-            handle.drops_privileges = False
-            await self._drop_privileges(handle.state.ino)
+        await self._drop_privileges(handle)
         await self._cache.set_size(handle.state, size_bytes, now_ns())
 
     async def open_directory(self, ino: InodeNo) -> int:
