@@ -10,6 +10,7 @@ What changes names or attributes looks at the fence first, and raises ReadOnly b
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from attrs import frozen
@@ -239,9 +240,12 @@ class Tree:
         """Return the names of all extended attributes."""
         return await self._metadata.list_xattrs(ino)
 
-    async def set_xattr(self, ino: InodeNo, name: bytes, value: bytes) -> None:
+    async def set_xattr(
+        self, ino: InodeNo, name: bytes, value: bytes, *, is_member: Callable[[int], bool] = lambda gid: True
+    ) -> None:
         """Set an extended attribute; an access ACL changes the mode with it.
 
+        As with chmod(2) the set-group-id bit goes if the caller is not in the node's group: `is_member` tells of a gid.
         Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL), StaleInode.
         """
         self._fence.check()
@@ -261,6 +265,8 @@ class Tree:
                 raise NotSupported("only a directory has a default ACL")
             if name == acl.ACCESS and entries:
                 mode = acl.mode_of(entries, inode.mode)
+                if mode & stat.S_ISGID and not is_member(inode.gid):
+                    mode &= ~stat.S_ISGID
             if not entries or (name == acl.ACCESS and acl.is_minimal(entries)):
                 stored = None
         if stored is None and name not in await self._metadata.list_xattrs(ino):

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 from attrs import frozen
 
+from cuckoo_mount.parted import acl
 from tests.mount import trying
 from tests.mount.mounting import Mount
 
@@ -119,3 +120,18 @@ def test_o_trunc_takes_the_set_id_bits_of_an_empty_file(here: Path) -> None:
     file.chmod(0o6777)
     assert make_calls(here, NOBODY, [["open", "file", os.O_WRONLY | os.O_TRUNC]]) == [stat.S_IFREG]
     assert mode_of(file) == "0o777"
+
+
+@pytest.mark.parametrize(("groups", "mode"), [((), "0o770"), ((1234,), "0o2770")])
+def test_an_acl_set_by_somebody_outside_the_group_takes_the_set_group_id_bit(
+    here: Path, groups: tuple[int, ...], mode: str
+) -> None:
+    file = here / "file"
+    file.touch()
+    os.chown(file, NOBODY.uid, 1234)
+    file.chmod(0o2770)
+    entries = (acl.AclEntry(acl.USER_OBJ, 7), acl.AclEntry(acl.USER, 7, 1000), acl.AclEntry(acl.GROUP_OBJ, 7))
+    value = acl.build((*entries, acl.AclEntry(acl.MASK, 7), acl.AclEntry(acl.OTHER, 0))).hex()
+    person = Person(NOBODY.uid, NOBODY.gid, groups)
+    assert make_calls(here, person, [["setxattr", "file", ACLS[0], value, 0]]) == [None]
+    assert mode_of(file) == mode
