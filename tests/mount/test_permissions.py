@@ -135,3 +135,77 @@ def test_an_acl_set_by_somebody_outside_the_group_takes_the_set_group_id_bit(
     person = Person(NOBODY.uid, NOBODY.gid, groups)
     assert make_calls(here, person, [["setxattr", "file", ACLS[0], value, 0]]) == [None]
     assert mode_of(file) == mode
+
+
+def test_an_acl_that_is_not_there_may_be_removed(here: Path) -> None:
+    (here / "file").touch()
+    assert (
+        make_calls(here, ROOT, [["removexattr", path, name] for path in ("file", ".") for name in ACLS]) == [None] * 4
+    )
+    assert make_calls(here, ROOT, [["removexattr", "file", "user.x"]]) == ["ENODATA"]
+
+
+def test_setgid_folders_and_groups_that_somebody_is_in_besides(here: Path) -> None:
+    for name, gid in (("ours", 1234), ("theirs", 5678)):
+        (here / name).mkdir()
+        os.chown(here / name, NOBODY.uid, gid)
+        (here / name).chmod(0o2770)
+    person = Person(NOBODY.uid, NOBODY.gid, (1234,))
+    assert make_calls(
+        here,
+        person,
+        [
+            ["create", "ours/file", 0o2775],
+            ["create", "theirs/file", 0o2775],
+            ["mkdir", "ours/below", 0o755],
+            ["create", "mine", 0o644],
+            ["chown", "mine", -1, 1234],
+            ["chown", "mine", -1, 5678],
+            ["chmod", "mine", 0o2775],
+            ["chmod", "theirs/file", 0o2775],
+        ],
+    ) == ["made", "made", None, "made", None, "EPERM", None, None]
+    assert (mode_of(here / "ours" / "file"), (here / "ours" / "file").stat().st_gid) == ("0o2755", 1234)
+    assert (mode_of(here / "theirs" / "file"), (here / "theirs" / "file").stat().st_gid) == ("0o775", 5678)
+    assert (mode_of(here / "ours" / "below"), (here / "ours" / "below").stat().st_gid) == ("0o2755", 1234)
+    assert (mode_of(here / "mine"), (here / "mine").stat().st_gid) == ("0o2775", 1234)
+
+
+XATTR_CALLS: Final[list[list[Any]]] = [
+    ["setxattr", path, name, value, flags]
+    for path in ("file", "folder", "fifo", "theirs", "link", "sticky")
+    for name in ("user.a", "trusted.a", "security.a", "security.capability", "system.a", "nonsense", "user.", *ACLS)
+    for value, flags in (("00", os.XATTR_REPLACE), ("01", os.XATTR_CREATE), ("02", os.XATTR_CREATE), ("", 0))
+]
+
+
+@pytest.mark.parametrize("person", [ROOT, NOBODY], ids=["root", "nobody"])
+def test_every_namespace_of_attributes(here: Path, tmp_path: Path, person: Person) -> None:
+    """As on a local disk: who may set, replace, see and remove which attributes, on which kind of node."""
+    local = tmp_path / "local"
+    local.mkdir()
+    calls = list(XATTR_CALLS)
+    for name in ("file", "folder", "fifo", "theirs", "sticky"):
+        calls.append(["listxattr", name])
+        for attribute in ("user.a", "trusted.a", "security.a", "nonsense", "system.a", "user.", "user.none", *ACLS):
+            calls += [["getxattr", name, attribute], ["removexattr", name, attribute]]
+    answers = []
+    for folder in (here, local):
+        folder.chmod(0o755)
+        for name in ("file", "theirs", "folder/inner"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        os.mkfifo(folder / "fifo")
+        (folder / "sticky").mkdir()
+        os.symlink("theirs", folder / "link")
+        for name in ("file", "fifo", "folder"):
+            os.chown(folder / name, person.uid, person.gid)
+        (folder / "sticky").chmod(0o1777)
+        answers.append(make_calls(folder, person, calls))
+    wrong = [
+        f"{call}: {our} on the mount, {their} on the local disk"
+        for call, our, their in zip(calls, *answers, strict=True)
+        if our != their
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert answers[0].count(None) > 10
