@@ -112,7 +112,10 @@ class PartedFS:
             raise IsADirectory("open of a directory")
         state = await self._open_state(ino, writing=writing)
         self.tree.references.add(ino)
-        handle = FileHandle(state, writing=writing, drops_privileges=writing and _has_set_id(inode.mode))
+        drops_privileges = writing and _has_set_id(inode.mode)
+        # Through a handle that only writes, the kernel reads the rest of a page that is written in part.
+        leaves_atime = bool(flags & os.O_NOATIME) or flags & os.O_ACCMODE == os.O_WRONLY
+        handle = FileHandle(state, writing=writing, drops_privileges=drops_privileges, leaves_atime=leaves_atime)
         number = self.handles.add_file(handle)
         if flags & os.O_TRUNC:
             try:
@@ -157,8 +160,8 @@ class PartedFS:
         Waits for clouds up to the deadline.  Raises: DataUnavailable, DataTimeout, InvalidArgument.
         """
         handle = self.handles.file(number)
-        if not handle.was_read:
-            handle.was_read = True
+        if not handle.leaves_atime:
+            handle.leaves_atime = True
             if self.access_times:
                 await self._note_access(handle.state.ino)
         deadline_s = AGAIN_S if trio.current_time() < handle.impatient_until_s else self._deadline_s
