@@ -231,7 +231,7 @@ class Drive:
             return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
 
         collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
-        if collected.packs_deleted or collected.packs_compacted:
+        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed:
             log.info("collected: %s", collected)
         return collected
 

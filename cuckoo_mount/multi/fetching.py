@@ -23,6 +23,8 @@ from cuckoo_mount.types import CloudName, ShareRow
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+DAMAGED_MAX: Final = 10_000
+"""Packs remembered as damaged, until somebody heals them; the next read of another one finds it again."""
 RETRY_PAUSE_S: Final = 0.25
 """Shortest pause before the same clouds are asked again, however soon they may be."""
 _PART_OF_TIME: Final = 0.95
@@ -38,6 +40,18 @@ class ShareReader:
         self._health = health
         self._drive_id = drive_id
         self._clouds = clouds
+        self._damaged: set[bytes] = set()
+
+    def note_damaged(self, pack_id: bytes) -> None:
+        """Remember that a share of the pack is not what was stored."""
+        if len(self._damaged) < DAMAGED_MAX:
+            self._damaged.add(pack_id)
+
+    def take_damaged(self) -> frozenset[bytes]:
+        """Return what was noted since the last call."""
+        found = frozenset(self._damaged)
+        self._damaged.clear()
+        return found
 
     async def first_whole(
         self,
@@ -66,6 +80,8 @@ class ShareReader:
                         )
                     except CloudError as error:
                         reading.note(share, name, error)
+                        if isinstance(error, CloudCorrupt | CloudMissing):
+                            self.note_damaged(pack_id)
                 await self._pause(reading)
         for share in reading.shares:
             reading.errors.setdefault(share, self._health.state(share.cloud).last_error)
@@ -93,6 +109,7 @@ class ShareReader:
             )
         except (CloudCorrupt, CloudMissing) as error:
             log.warning("a share is damaged or lost: %s (%s)", error, name)
+            self.note_damaged(pack_id)
             raise
 
     async def some(

@@ -124,6 +124,15 @@ class MultiFS:
         """
         return await self._stripes.read(wanted, job, *args, deadline_s=deadline_s)
 
+    def take_damaged(self) -> frozenset[bytes]:
+        """Return, and forget, the packs of which a share turned out to be damaged or lost while it was read."""
+        return self._reader.take_damaged()
+
+    def shares_possible(self, pack_bytes: int, policy: str) -> int:
+        """Return how many shares of a pack of that size clouds that are up would take now, at most all of them."""
+        wanted = parse_policy(policy)
+        return len(choose(self._rooms.states(), wanted.share_bytes(pack_bytes), wanted.shares))
+
     async def get_range(
         self, pack_id: bytes, shares: Sequence[ShareRow], offset: int, length_bytes: int, *, deadline_s: float
     ) -> bytes:

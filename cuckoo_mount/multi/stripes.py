@@ -100,5 +100,6 @@ class StripeReader:
                 )
             except CloudCorrupt as error:
                 log.warning("bytes of shares together are wrong: %s", error)
+                self._reader.note_damaged(wanted.pack_id)
         clouds = ", ".join(row.cloud for row in wanted.shares)
         raise DataUnavailable(f"no {policy.data} shares of the pack on {clouds} give the right bytes")
