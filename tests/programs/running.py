@@ -27,10 +27,10 @@ def need(*programs: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
-def without_cache(mount: Mount) -> None:
+def without_cache(mount: Mount, *options: str) -> None:
     """Unmount, delete the cache folder, mount: everything comes from the cloud now."""
     mount.umount()
     held = list((mount.paths.state / "files").glob("*/*"))
     assert not held, "not everything was sent"
     shutil.rmtree(mount.paths.cache)
-    mount.start()
+    mount.start(*options)
