@@ -40,7 +40,7 @@ LEFT_OUT: Final = {
     "ioprio": "has no files",
 }
 SIZES: Final = {
-    "copy-file": "16M",
+    "copy-file": "128M",
     "fallocate": "16M",
     "hdd": "32M",
     "iomix": "32M",
