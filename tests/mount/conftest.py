@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,9 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture
-def mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
-    """A drive of its own, not yet mounted; afterwards checked, unmounted, and deleted if the test passed."""
-    drive = Mount(tmp_path / "drive")
+@contextmanager
+def finished_mount(drive: Mount, request: pytest.FixtureRequest) -> Iterator[Mount]:
+    """Give a drive to a test; afterwards check, unmount, and delete it if the test passed."""
     try:
         yield drive
         failed = request.node.stash.get(_FAILED, False)
@@ -35,3 +35,10 @@ def mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
         drive.clear_away()
     if not failed:
         drive.delete()
+
+
+@pytest.fixture
+def mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
+    """A drive of its own, not yet mounted; afterwards checked, unmounted, and deleted if the test passed."""
+    with finished_mount(Mount(tmp_path / "drive"), request) as drive:
+        yield drive
