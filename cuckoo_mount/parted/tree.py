@@ -285,7 +285,7 @@ class Tree:
         await self._metadata.set_xattrs(ino, {name: stored}, InodeChanges(mode=mode, ctime_ns=ctime_ns))
 
     async def remove_xattr(self, ino: InodeNo, name: bytes) -> None:
-        """Remove an extended attribute; an ACL that is not there counts as removed.
+        """Remove an extended attribute; an ACL that is not there is no error, as on Linux's own file systems.
 
         Raises: NoAttribute, NotSupported, InvalidArgument, StaleInode.
         """
