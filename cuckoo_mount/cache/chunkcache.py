@@ -131,6 +131,11 @@ class ChunkCache:
         if writing and not state.writers:
             self._checkpointer.settle(state.ino)
 
+    def has_writers(self, ino: InodeNo) -> bool:
+        """Whether somebody has a file open for writing."""
+        state = self._content.states.get(ino)
+        return state is not None and state.writers > 0
+
     async def read(self, state: FileState, offset: int, size_bytes: int) -> bytes:
         """Return up to `size_bytes` bytes from `offset`.  Raises: DataUnavailable, DataTimeout."""
         return await self._content.read(state, offset, size_bytes)

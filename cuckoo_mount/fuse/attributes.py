@@ -22,8 +22,12 @@ _SECTOR: Final = 512
 _ALL_PERMISSIONS: Final = 0o777
 
 
-def entry_attributes(inode: Inode, options: MountOptions) -> pyfuse3.EntryAttributes:
-    """Return what lookup, getattr and readdir answer; owner, group and mode as the mount options want them shown."""
+def entry_attributes(inode: Inode, options: MountOptions, *, is_written: bool = False) -> pyfuse3.EntryAttributes:
+    """Return what lookup, getattr and readdir answer; owner, group and mode as the mount options want them shown.
+
+    `is_written`: somebody has the file open for writing.  Then it has a block at least: the kernel keeps the number
+    until a close, whatever is written meanwhile, and to `tar --sparse` a file without blocks is one hole.
+    """
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.ino
     entry.generation = 1
@@ -37,6 +41,8 @@ def entry_attributes(inode: Inode, options: MountOptions) -> pyfuse3.EntryAttrib
     entry.st_rdev = inode.rdev
     entry.st_blksize = BLOCK_SIZE
     size, stored = _sizes(inode)
+    if is_written:
+        stored = max(stored, _PAGE)
     entry.st_size = size
     entry.st_blocks = -(-stored // _PAGE) * (_PAGE // _SECTOR)
     entry.st_atime_ns = inode.atime_ns

@@ -68,21 +68,22 @@ class Operations(pyfuse3.Operations):
         self.pusher: Final = Pusher(filesystem, self.upcalls)
         self._note_read = self.pusher.note_read if options.pushing else _note_nothing
         self._stale, self._stale_receiver = trio.open_memory_channel[InodeNo](1000)
-        filesystem.on_mode_change = self._note_mode_change
+        filesystem.on_attributes_stale = self._note_stale
 
     def _shown(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        return entry_attributes(inode, self._options)
+        is_written = not inode.chunk_count and self._fs.is_written(inode.ino)
+        return entry_attributes(inode, self._options, is_written=is_written)
 
     def _check_xattrs(self) -> None:
         """With noxattr the kernel is told once, for each of the four calls, and never asks again."""
         if not self._options.xattrs:
             raise NotImplementedHere("mounted with noxattr")
 
-    def _note_mode_change(self, ino: InodeNo) -> None:
+    def _note_stale(self, ino: InodeNo) -> None:
         try:
             self._stale.send_nowait(ino)
         except trio.WouldBlock:
-            log.warning("the kernel is not told that the mode of inode %d changed: too many at once", ino)
+            log.warning("the kernel is not told that attributes of inode %d changed: too many at once", ino)
 
     async def run_notifier(self) -> None:
         """Tell the kernel of changes it did not make, until cancelled.  From a thread: the call may wait for

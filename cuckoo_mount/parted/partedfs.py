@@ -79,7 +79,8 @@ class PartedFS:
         self.handles: Final = HandleTable()
         self.access_times = True
         """Whether reading moves atime, as relatime does."""
-        self.on_mode_change: Callable[[InodeNo], None] = lambda ino: None
+        self.on_attributes_stale: Callable[[InodeNo], None] = lambda ino: None
+        """Called when attributes are no longer what callers were told, for another reason than what they asked for."""
 
     def refuse_writes(self, reason: str) -> None:
         """Let every call that changes names, attributes or content raise ReadOnly(reason) from now on; reads go on.
@@ -117,6 +118,8 @@ class PartedFS:
         leaves_atime = bool(flags & os.O_NOATIME) or flags & os.O_ACCMODE == os.O_WRONLY
         handle = FileHandle(state, writing=writing, drops_privileges=drops_privileges, leaves_atime=leaves_atime)
         number = self.handles.add_file(handle)
+        if writing and state.writers == 1 and not self._cache.overlay(inode).chunk_count:
+            self.on_attributes_stale(ino)  # `is_written` is news
         if flags & os.O_TRUNC:
             try:
                 await (self._resize(handle, 0) if state.size_bytes else self._drop_privileges(handle))
@@ -124,6 +127,10 @@ class PartedFS:
                 await self.release(number)
                 raise
         return number
+
+    def is_written(self, ino: InodeNo) -> bool:
+        """Whether somebody has a file open for writing."""
+        return self._cache.has_writers(ino)
 
     async def _open_state(self, ino: InodeNo, *, writing: bool) -> FileState:
         """As `ChunkCache.open`; who will write waits until nobody holds the file still; nobody does from then on."""
@@ -202,7 +209,7 @@ class PartedFS:
         inode = await self._metadata.get_inode(ino)
         if without_set_id(inode.mode) != inode.mode:
             await self._metadata.change_inode(ino, InodeChanges(mode=without_set_id(inode.mode)))
-            self.on_mode_change(ino)
+            self.on_attributes_stale(ino)
 
     async def release(self, number: int) -> None:
         """Close a file's handle.  Its bytes are kept whether or not a flush ever came."""

@@ -342,7 +342,7 @@ def test_which_set_id_bits_go(mode: int, left: int) -> None:
 async def test_set_id_bits_go_with_the_first_change(tmp_path: Path, how: str) -> None:
     async with opened(tmp_path) as rig:
         fs, told = rig.filesystem, list[InodeNo]()
-        fs.on_mode_change = told.append
+        fs.on_attributes_stale = told.append
         ino = await put(fs, b"f", b"x")
         await fs.tree.set_attributes(ino, AttributeRequest(mode=0o6755))
         handle = await fs.open(ino, os.O_WRONLY | (os.O_TRUNC if how == "open" else 0))
