@@ -56,9 +56,9 @@ class Extraction:
     peak_kib: int
 
 
-def extract(*arguments: str | Path, timeout_s: float = TIMEOUT_S) -> Extraction:
-    """Run extract.py."""
-    done = run_isolated(EXTRACT, *arguments, timeout_s=timeout_s)
+def extract(*arguments: str | Path, through: Sequence[str] = (), timeout_s: float = TIMEOUT_S) -> Extraction:
+    """Run extract.py.  `through`: a command that runs it, as another user perhaps."""
+    done = run_isolated(EXTRACT, *arguments, through=through, timeout_s=timeout_s)
     said, found, peak_kib = done.stdout.decode().rpartition("peak KiB ")
     stderr = done.stderr.decode()
     assert found, stderr
@@ -68,11 +68,11 @@ def extract(*arguments: str | Path, timeout_s: float = TIMEOUT_S) -> Extraction:
 
 
 def run_isolated(
-    program: Path, *arguments: str | Path, timeout_s: float = TIMEOUT_S
+    program: Path, *arguments: str | Path, through: Sequence[str] = (), timeout_s: float = TIMEOUT_S
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a Python program that may import the standard library and `ALLOWED`, and nothing else."""
     return subprocess.run(
-        (sys.executable, "-I", "-c", RUNNER, ",".join(ALLOWED), program, *arguments),
+        (*through, sys.executable, "-I", "-c", RUNNER, ",".join(ALLOWED), program, *arguments),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         cwd="/",

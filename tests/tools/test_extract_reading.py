@@ -110,7 +110,7 @@ STEPS: Final = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_the_same_chain_is_chosen(steps: list[tuple[EpochKind, int, tuple[str, ...], int]]) -> None:
     """With forks, gaps, terms that rise and fall, and branches that were given up."""
