@@ -1,6 +1,6 @@
 """What extract.py makes of epochs, records, key slots and recovery keys, compared with what the drive's own code does.
 
-Each was written from docs/format.md by itself: where both agree on anything, the document says it.
+Neither shares code with the other; docs/format.md is what both follow.
 """
 
 from __future__ import annotations
