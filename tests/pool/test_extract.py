@@ -243,7 +243,6 @@ def test_older_epochs_and_what_gc_leaves(tmp_path: Path, make_machine: MakeMachi
     machine.cuckoo("gc")
     assert {name for place in machine.places for name in place.packs()} - before, "nothing was compacted"
     newest, wanted = synced(machine)
-    machine.umount()
     given = known(machine, without=["b"])
     target = tmp_path / "restored"
     restored(target, wanted, *given)
