@@ -161,8 +161,7 @@ class ChunkCache:
         state = self._content.states.get(ino)
         if state is None:
             return False
-        if mtime_ns is not None:
-            state.note_told(mtime_ns)
+        state.note_told(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
         if not state.is_pending:
             return False
         state.serial += 1
@@ -172,7 +171,7 @@ class ChunkCache:
         return True
 
     def undo_stamp(self, ino: InodeNo) -> None:
-        """Make a file's mtime what it was last set to, whatever was written since; see `PartedFS.believe_times`."""
+        """Make a file's times what they were last set to, whatever was written since; see `PartedFS.believe_times`."""
         state = self._content.states.get(ino)
         if state is not None:
             state.undo_stamp()

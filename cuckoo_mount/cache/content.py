@@ -215,7 +215,7 @@ class Content:
                     if state.size_bytes < 0:
                         inode = await self.metadata.get_inode(ino)
                         state.size_bytes = inode.size_bytes
-                        state.note_told(inode.mtime_ns)
+                        state.note_told(mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
         except BaseException:
             self.release(state, writing=False)
             raise
@@ -225,7 +225,7 @@ class Content:
     def adopt_new(self, inode: Inode) -> FileState:
         """Return the state of a file made just now: nothing to load."""
         state = self.states[inode.ino] = FileState(inode.ino, 0, users=1, writers=1, never_clean=True)
-        state.note_told(inode.mtime_ns)
+        state.note_told(mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
         state.windows[0] = None
         return state
 

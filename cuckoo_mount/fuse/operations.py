@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -40,6 +41,16 @@ def _note_nothing(handle: FileHandle, offset: int, size_bytes: int) -> None:
 
 def _caller(context: Context) -> Caller:
     return Caller(context.uid, context.gid)
+
+
+def _is_member(context: Context, gid: int) -> bool:
+    """Whether who asks is in a group, or root; not if that cannot be seen (another PID namespace)."""
+    if context.uid == 0 or context.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(context.pid)
+    except (OSError, RuntimeError):
+        return False
 
 
 class Operations(pyfuse3.Operations):
@@ -273,7 +284,7 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Context) -> None:
         """Set an extended attribute."""
         self._check_xattrs()
-        await self._fs.tree.set_xattr(InodeNo(inode), name, value)
+        await self._fs.tree.set_xattr(InodeNo(inode), name, value, is_member=partial(_is_member, ctx))
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: Context) -> bytes:

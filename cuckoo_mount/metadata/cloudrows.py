@@ -9,13 +9,15 @@ from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.database import Part
 from cuckoo_mount.types import CloudName
 
-_ONLY_THERE = """
+# '2' → 1 share is enough, '4+2' → 4: what stands before the plus, if there is one.
+_NEEDED = "CASE WHEN instr(p.policy, '+') THEN CAST(p.policy AS INTEGER) ELSE 1 END"
+_ONLY_THERE = f"""
     FROM pack p WHERE p.dead_epoch IS NULL
     AND EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud = ?)
-    AND NOT EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud <> ?)"""
-_SPARE_SHARES = """
-    SELECT pack, sum(length) FROM share s WHERE cloud = ?
-    AND EXISTS (SELECT 1 FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) GROUP BY pack"""
+    AND (SELECT count(*) FROM share s WHERE s.pack = p.number AND s.cloud <> ?) < {_NEEDED}"""
+_SPARE_SHARES = f"""
+    SELECT s.pack, sum(s.length) FROM share s JOIN pack p ON p.number = s.pack WHERE s.cloud = ?
+    AND (SELECT count(*) FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) >= {_NEEDED} GROUP BY s.pack"""
 # '2' → 2 shares, '4+2' → 6: what stands before the plus, and what stands behind it, or nothing.
 _DEGRADED = """
     SELECT count(*) FROM pack p WHERE p.dead_epoch IS NULL

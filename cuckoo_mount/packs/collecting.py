@@ -101,7 +101,7 @@ class Collector:
         async with self._lock:
             self._compactor.unreachable.clear()
             await self._writer.withdraw_left()
-            await clear_strays(self._metadata, self._multifs, self._drive_id, copies=self._writer.copies)
+            await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.shares)
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
@@ -159,7 +159,7 @@ class Collector:
         """Compact batch by batch; return how many packs were replaced."""
         replaced = 0
         for batch in batches:
-            if is_enough() or len(self._writer.clouds_up) < min(self._writer.copies, len(self._multifs.names)):
+            if is_enough() or len(self._writer.clouds_up) < min(self._writer.shares, len(self._multifs.names)):
                 break
             try:
                 replaced += len(batch) if await self._compactor.compact(batch) else 0

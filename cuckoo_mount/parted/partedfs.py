@@ -112,11 +112,14 @@ class PartedFS:
             raise IsADirectory("open of a directory")
         state = await self._open_state(ino, writing=writing)
         self.tree.references.add(ino)
-        handle = FileHandle(state, writing=writing, drops_privileges=writing and _has_set_id(inode.mode))
+        drops_privileges = writing and _has_set_id(inode.mode)
+        # Through a handle that only writes, the kernel reads the rest of a page that is written in part.
+        leaves_atime = bool(flags & os.O_NOATIME) or flags & os.O_ACCMODE == os.O_WRONLY
+        handle = FileHandle(state, writing=writing, drops_privileges=drops_privileges, leaves_atime=leaves_atime)
         number = self.handles.add_file(handle)
-        if flags & os.O_TRUNC and state.size_bytes:
+        if flags & os.O_TRUNC:
             try:
-                await self._resize(handle, 0)
+                await (self._resize(handle, 0) if state.size_bytes else self._drop_privileges(handle))
             except BaseException:
                 await self.release(number)
                 raise
@@ -157,8 +160,8 @@ class PartedFS:
         Waits for clouds up to the deadline.  Raises: DataUnavailable, DataTimeout, InvalidArgument.
         """
         handle = self.handles.file(number)
-        if not handle.was_read:
-            handle.was_read = True
+        if not handle.leaves_atime:
+            handle.leaves_atime = True
             if self.access_times:
                 await self._note_access(handle.state.ino)
         deadline_s = AGAIN_S if trio.current_time() < handle.impatient_until_s else self._deadline_s
@@ -187,12 +190,15 @@ class PartedFS:
         if offset + len(data) > SIZE_MAX_BYTES:
             raise FileTooBig(f"a file has at most {SIZE_MAX_BYTES} bytes")
         if handle.drops_privileges:
-            handle.drops_privileges = False
-            await self._drop_privileges(handle.state.ino)
+            await self._drop_privileges(handle)
         await self._cache.write(handle.state, offset, data)
         return len(data)
 
-    async def _drop_privileges(self, ino: InodeNo) -> None:
+    async def _drop_privileges(self, handle: FileHandle) -> None:
+        if not handle.drops_privileges:
+            return
+        handle.drops_privileges = False
+        ino = handle.state.ino
         inode = await self._metadata.get_inode(ino)
         if without_set_id(inode.mode) != inode.mode:
             await self._metadata.change_inode(ino, InodeChanges(mode=without_set_id(inode.mode)))
@@ -246,9 +252,7 @@ class PartedFS:
             self._cache.release(state, writing=True)
 
     async def _resize(self, handle: FileHandle, size_bytes: int) -> None:
-        if handle.drops_privileges:
-            handle.drops_privileges = False
-            await self._drop_privileges(handle.state.ino)
+        await self._drop_privileges(handle)
         await self._cache.set_size(handle.state, size_bytes, now_ns())
 
     async def open_directory(self, ino: InodeNo) -> int:

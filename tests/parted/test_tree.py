@@ -313,6 +313,16 @@ async def test_acl_and_mode_move_together(tmp_path: Path) -> None:
         assert await tree.list_xattrs(file.ino) == []
 
 
+async def test_an_acl_that_is_not_there_can_be_removed(tmp_path: Path) -> None:
+    """As on ext4 and xfs; another attribute that is not there is an error."""
+    async with opened(tmp_path) as rig:
+        tree = rig.filesystem.tree
+        file = await make(rig.filesystem, b"f")
+        for name in (acl.ACCESS, acl.DEFAULT):
+            await tree.remove_xattr(file.ino, name)
+        assert await tree.inode(file.ino) == file
+
+
 @pytest.mark.parametrize(
     ("mode", "left"),
     [
