@@ -7,7 +7,7 @@ This one file is all you need, besides Python 3.11 or newer and three packages:
 
 1. Copy each cloud that is left into a folder of this machine (`rclone copy`, `aws s3 sync`, a file manager; a cloud
    that is a disk or a mounted share can be used as it is).  Such a FOLDER holds `cuckoo/<drive id>/…`.  With copies
-   on several clouds some of them are enough; without copies all of them are needed.
+   on several clouds, or with an erasure code, some of them are enough; else all of them are needed.
 2. Write the passphrase into a file, as its only line.  The recovery key (32 letters and digits), or the key file of a
    machine that had the drive mounted, does as well.  Without any of these options you are asked.
 3. Look what is there, then restore it into a new or empty folder:
@@ -46,7 +46,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Final
 
@@ -65,6 +66,8 @@ BLOCK_BYTES: Final = 1 << 20
 HASH_BYTES: Final = 32
 ROOT: Final = 1
 OPEN_PACKS: Final = 64
+# So many choices of shares of an erasure-coded pack are tried for a chunk, those with whole shares first.
+WAYS: Final = 100
 # Longer paths are reached folder by folder; the kernel refuses 4096 bytes.
 PATH_BYTES: Final = 3800
 PROGRESS_S: Final = 1.0
@@ -731,13 +734,13 @@ class Tree:
             )
         )
 
-    def pack(self, number: int) -> tuple[bytes, str, list[int]] | None:
-        """Return a pack's id, how it is stored, and the numbers of its shares."""
-        row = self._database.execute("SELECT pack_id, policy FROM pack WHERE number = ?", (number,)).fetchone()
+    def pack(self, number: int) -> tuple[bytes, str, int, dict[int, bytes]] | None:
+        """Return a pack's id, how it is stored, its size, and the digests of its shares by their numbers."""
+        row = self._database.execute("SELECT pack_id, policy, size FROM pack WHERE number = ?", (number,)).fetchone()
         if row is None:
             return None
-        shares = self._database.execute("SELECT share FROM share WHERE pack = ? ORDER BY share", (number,))
-        return row[0], row[1], [share for (share,) in shares]
+        shares = self._database.execute("SELECT share, digest FROM share WHERE pack = ?", (number,))
+        return row[0], row[1], row[2], dict(shares.fetchall())
 
     def first_path(self, ino: int) -> bytes | None:
         """Return where a node was restored; b"" where that failed, None if nobody tried."""
@@ -749,17 +752,88 @@ class Tree:
         self._database.execute("INSERT OR REPLACE INTO restored VALUES (?, ?)", (ino, path))
 
 
+@cache
+def inverse(number: int) -> int:
+    """Return what `number`, 1 … 255, has to be multiplied by to get 1, in the field of the parity shares."""
+    return next(other for other in range(1, 256) if product(number, other) == 1)
+
+
+def product(one: int, other: int) -> int:
+    """Multiply in the field of the parity shares: bytes as polynomials modulo 2, modulo 0x11d."""
+    result = 0
+    while other:
+        if other & 1:
+            result ^= one
+        one = one << 1 ^ (0x11D if one & 0x80 else 0)
+        other >>= 1
+    return result
+
+
+@cache
+def products(factor: int) -> bytes:
+    """Return the products of all bytes with `factor`, as a table for bytes.translate."""
+    return bytes(product(factor, number) for number in range(256))
+
+
+@lru_cache(maxsize=1024)
+def factors_for(wanted: int, shares: tuple[int, ...]) -> tuple[int, ...]:
+    """Return by which factors these shares are summed up to data share `wanted`; as many as there are data shares."""
+    count = len(shares)
+    # One equation for each data share: what the shares have of it, times the factors, is 1 for the wanted, else 0.
+    rows = [
+        [*((share == data) if share < count else inverse(share ^ data) for share in shares), int(data == wanted)]
+        for data in range(count)
+    ]
+    for at in range(count):
+        pivot = next(number for number in range(at, count) if rows[number][at])
+        rows[at], rows[pivot] = rows[pivot], rows[at]
+        scale = inverse(rows[at][at])
+        rows[at] = [product(scale, value) for value in rows[at]]
+        for number in range(count):
+            if number != at and (factor := rows[number][at]):
+                rows[number] = [value ^ product(factor, own) for value, own in zip(rows[number], rows[at], strict=True)]
+    return tuple(row[count] for row in rows)
+
+
+def summed(parts: Iterable[tuple[int, bytes]], length: int) -> bytes:
+    """Return the sum of byte strings of one length, each times a factor."""
+    total = 0
+    for factor, part in parts:
+        total ^= int.from_bytes(part.translate(products(factor)), "little")
+    return total.to_bytes(length, "little")
+
+
 @dataclass(frozen=True)
+class Share:
+    """An object of a pack in one folder, open."""
+
+    number: int
+    path: Path
+    fd: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return a range of it.  Raises: Damaged, OSError."""
+        data = os.pread(self.fd, length, start)
+        if len(data) != length:
+            raise Damaged("it is cut short")
+        return data
+
+
+@dataclass
 class Pack:
-    """A pack with all of its copies that are there: paths and open files."""
+    """A pack with all of its shares that are there.  `data_shares`: 0 where each is a copy of the whole pack."""
 
     pack_id: bytes
     key: bytes
-    copies: list[tuple[Path, int]]
+    data_shares: int
+    share_bytes: int
+    digests: dict[int, bytes]
+    shares: list[Share]
+    is_sorted: bool = False
 
 
 class Packs:
-    """Reads chunks, each from the first folder that has it whole."""
+    """Reads chunks, each from the first folder that has it whole, or from as many shares as it takes."""
 
     def __init__(self, stored: Stored, tree: Tree, drive_key: bytes, *, encrypted: bool) -> None:
         self._stored = stored
@@ -767,6 +841,7 @@ class Packs:
         self._drive_key = drive_key
         self._encrypted = encrypted
         self._chunk_key = derive("chunk id", drive_key)
+        self._share_key = derive("share digest", drive_key)
         self._open: OrderedDict[int, Pack] = OrderedDict()
         self.damaged: dict[Path, None] = {}
 
@@ -777,14 +852,76 @@ class Packs:
         if place.pack == 0:
             raise Unreadable("it never reached the clouds")
         pack = self._pack(place.pack)
+        return self._computed(pack, place) if pack.data_shares else self._copied(pack, place)
+
+    def _copied(self, pack: Pack, place: Place) -> bytes:
         reasons = []
-        for path, fd in pack.copies:
+        for share in pack.shares:
             try:
-                return self._unseal(os.pread(fd, place.sealed_bytes, place.offset), place, pack)
+                return self._unseal(share.read(place.offset, place.sealed_bytes), place, pack)
             except (Damaged, OSError) as error:
-                reasons.append(f"in {path} {reason_of(error)}")
-                self.damaged[path] = None
+                reasons.append(f"in {share.path} {reason_of(error)}")
+                self.damaged[share.path] = None
         raise Unreadable("; ".join(reasons) or f"no folder has pack {pack.pack_id.hex()}, where it is")
+
+    def _computed(self, pack: Pack, place: Place) -> bytes:
+        """Read a chunk of an erasure-coded pack."""
+        with suppress(Damaged, OSError):
+            return self._unseal(self._joined(pack, place, self._direct), place, pack)
+        if not pack.is_sorted:
+            pack.shares.sort(key=lambda share: not self._is_whole(pack, share))
+            pack.is_sorted = True
+        distinct: dict[int, Share] = {}
+        for share in pack.shares:
+            distinct.setdefault(share.number, share)
+        for numbers in islice(combinations(distinct, pack.data_shares), WAYS):
+            chosen = [distinct[number] for number in sorted(numbers)]
+            with suppress(Damaged, OSError):
+                return self._unseal(self._joined(pack, place, self._sum_of(chosen)), place, pack)
+        damaged = sum(share.path in self.damaged for share in distinct.values())
+        raise Unreadable(
+            f"pack {pack.pack_id.hex()}, where it is, needs {pack.data_shares} whole shares;"
+            f" {len(distinct)} are there, of which {damaged} are damaged"
+        )
+
+    def _joined(self, pack: Pack, place: Place, read: Callable[[Pack, int, int, int], bytes]) -> bytes:
+        """Return the sealed bytes of a chunk, put together from the ranges of the data shares that it lies in."""
+        parts = []
+        at, end = place.offset, place.offset + place.sealed_bytes
+        while at < end:
+            number, start = divmod(at, pack.share_bytes)
+            length = min(end - at, pack.share_bytes - start)
+            parts.append(read(pack, number, start, length))
+            at += length
+        return b"".join(parts)
+
+    def _direct(self, pack: Pack, number: int, start: int, length: int) -> bytes:
+        share = next((share for share in pack.shares if share.number == number), None)
+        if share is None:
+            raise Damaged("it is missing")
+        return share.read(start, length)
+
+    def _sum_of(self, chosen: list[Share]) -> Callable[[Pack, int, int, int], bytes]:
+        numbers = tuple(share.number for share in chosen)
+
+        def read(pack: Pack, number: int, start: int, length: int) -> bytes:
+            factors = factors_for(number, numbers)
+            used = [(factor, share) for factor, share in zip(factors, chosen, strict=True) if factor]
+            return summed(((factor, share.read(start, length)) for factor, share in used), length)
+
+        return read
+
+    def _is_whole(self, pack: Pack, share: Share) -> bool:
+        """Return whether a share has its digest; the metadata may not know one that was made since."""
+        hasher = blake3(key=self._share_key)
+        with suppress(OSError):
+            for start in range(0, os.fstat(share.fd).st_size, BLOCK_BYTES):
+                hasher.update(os.pread(share.fd, BLOCK_BYTES, start))
+            if hasher.digest() == pack.digests.get(share.number):
+                return True
+        if share.number in pack.digests:
+            self.damaged[share.path] = None
+        return False
 
     def _unseal(self, sealed: bytes, place: Place, pack: Pack) -> bytes:
         if self._encrypted:
@@ -801,8 +938,8 @@ class Packs:
             pack = self._open[number] = self._find(number)
             if len(self._open) > OPEN_PACKS:
                 _, oldest = self._open.popitem(last=False)
-                for _, fd in oldest.copies:
-                    os.close(fd)
+                for share in oldest.shares:
+                    os.close(share.fd)
         self._open.move_to_end(number)
         return pack
 
@@ -810,22 +947,31 @@ class Packs:
         row = self._tree.pack(number)
         if row is None:
             raise Unreadable("the metadata do not say where it is stored")
-        pack_id, policy, shares = row
-        if not policy.isdecimal():
-            raise Unreadable(
-                f"it is stored as {policy} (erasure coding), which this program cannot read: get a newer one"
-            )
-        copies = []
-        for share in sorted({*shares, *range(int(policy))}):
+        pack_id, policy, size, digests = row
+        known = re.fullmatch(r"(\d+)(?:\+(\d+))?", policy)
+        if known is None:
+            raise Unreadable(f"it is stored as {policy!r}, which this program does not know: get a newer one")
+        data_shares = int(known[1]) if known[2] else 0
+        numbers = {*digests, *range(min(256, int(known[1]) + int(known[2] or 0)))}
+        return Pack(
+            pack_id=pack_id,
+            key=derive("pack key", self._drive_key + pack_id),
+            data_shares=data_shares,
+            share_bytes=-(-size // data_shares) if data_shares else size,
+            digests=digests,
+            shares=list(self._open_shares(pack_id, sorted(numbers))),
+        )
+
+    def _open_shares(self, pack_id: bytes, numbers: Iterable[int]) -> Iterator[Share]:
+        for number in numbers:
             for folder in self._stored.folders:
-                path = folder / "packs" / pack_id.hex()[:2] / f"{pack_id.hex()}.{share}"
+                path = folder / "packs" / pack_id.hex()[:2] / f"{pack_id.hex()}.{number}"
                 try:
-                    copies.append((path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+                    yield Share(number, path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                 except (FileNotFoundError, NotADirectoryError):
                     continue
                 except OSError:
                     self.damaged[path] = None
-        return Pack(pack_id, derive("pack key", self._drive_key + pack_id), copies)
 
 
 @contextmanager

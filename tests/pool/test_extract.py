@@ -6,23 +6,21 @@ import os
 import random
 import shutil
 import socket
-import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
 from attrs import evolve
 
-from cuckoo_mount.drive import METADATA_FILE
 from cuckoo_mount.layers.recoverykey import recovery_key_of
 from tests.pool.conftest import MakeMachine
 from tests.pool.extracting import EXTRACT, extract, folders, known, refused, restored, run_isolated
 from tests.pool.machines import CLOUDS, Machine, fill, three_folders
+from tests.pool.pooling import folder_place
 from tests.pool.surveys import (
     FUTURE_NS,
     MIB,
@@ -367,22 +365,40 @@ def test_what_is_said_when_it_cannot_go_on(tmp_path: Path, make_machine: MakeMac
     shutil.copytree(here[0], lone)
     shutil.rmtree(lone / "cuckoo" / drive / "meta")
     assert refused("--to", target, *passphrase, lone).startswith("there is no epoch in these folders ")
-    erasure_coded(machine, target)
 
 
-def erasure_coded(machine: Machine, target: Path) -> None:
-    """Have an epoch say that the packs are stored as this version cannot store them."""
-    with closing(sqlite3.connect(machine.paths.state / METADATA_FILE)) as database, database:
-        database.execute("UPDATE pack SET policy = '4+2'")
-    machine.start()
-    write_settled(machine.path / "another", b"another")
-    machine.cuckoo("sync", check=False)  # it misses shares
-    machine.umount(wait=False)
-    done = extract("--to", target, *known(machine))
+def test_erasure_coded(tmp_path: Path, make_machine: MakeMachine) -> None:
+    """3+2: any two folders may be missing, or lie; with three of them gone what cannot be read is named."""
+    places = [folder_place(tmp_path / "clouds", name) for name in "abcde"]
+    machine = made(make_machine(places, redundancy="3+2"))
+    wanted = {f"f{number}": random.Random(number).randbytes(9000 * number) for number in range(8)}
+    wanted["big"] = random.Random(9).randbytes(5 * MIB + 17)
+    for name, data in wanted.items():
+        (machine.path / name).write_bytes(data)
+    machine.cuckoo("sync")
+    machine.umount()
+    target = tmp_path / "restored"
+    for lost in ("ab", "ce"):
+        done = extract("--to", target, *known(machine, without=[*lost]))
+        assert (done.status, [line for line in done.lines if "owners" not in line]) == (0, []), done
+        assert contents(target) == wanted
+        shutil.rmtree(target)
+    done = extract("--to", target, *known(machine, without=["a", "c", "d"]))
+    named = {
+        line.partition(": ")[0] for line in done.lines if "needs 3 whole shares; 2 are there, of which 0 are" in line
+    }
     assert done.status == 1, done
-    (line,) = (line for line in done.lines if line.startswith("file: "))
-    assert "it is stored as 4+2 (erasure coding), which this program cannot read" in line
-    assert contents(target) == {"another": b"another"}
+    assert contents(target) == {name: data for name, data in wanted.items() if name not in named}
+    assert "big" in named
+    shutil.rmtree(target)
+    for place in places[1:3]:
+        for name in place.packs():
+            whole = place.read(name)
+            place.write(name, bytes(len(whole)) if place is places[1] else flipped(whole))
+    done = extract("--to", target, *known(machine))
+    assert done.status == 0, done
+    assert contents(target) == wanted
+    assert [line for line in done.lines if " is damaged; " in line], done
 
 
 @pytest.mark.long

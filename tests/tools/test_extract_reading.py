@@ -6,6 +6,7 @@ Neither shares code with the other; docs/format.md is what both follow.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,8 @@ from cuckoo_mount.layers.keyslots import Argon2Cost, Passphrase, encode_slot, ma
 from cuckoo_mount.layers.recoverykey import parse_recovery_key, recovery_key_of
 from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.schema import JOURNALED
+from cuckoo_mount.multi.erasure import parity_of
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.types import CloudName
 from tests.epochs.epochtools import DRIVE, KEYS, name_of, records, write
 from tools import extract
@@ -231,6 +234,19 @@ def test_recovery_keys_as_they_are_scribbled(secret: bytes, data: st.DataObject)
         for sign in shown
     )
     assert extract.recovery_key_of(scribbled).value == parse_recovery_key(shown).secret
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12), st.integers(1, 6), st.integers(1, 200), st.randoms(use_true_random=False))
+def test_any_shares_give_the_data(data: int, parity: int, length: int, dice: random.Random) -> None:
+    policy = parse_policy(f"{data}+{parity}")
+    whole = [dice.randbytes(length) for _ in range(data)]
+    shares = [*whole, *parity_of(whole, policy)]
+    numbers = tuple(sorted(dice.sample(range(data + parity), data)))
+    for wanted in range(data):
+        factors = extract.factors_for(wanted, numbers)
+        parts = [(factor, shares[number]) for factor, number in zip(factors, numbers, strict=True)]
+        assert extract.summed(parts, length) == whole[wanted]
 
 
 def test_paths_that_are_selected() -> None:
