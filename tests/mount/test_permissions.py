@@ -218,7 +218,7 @@ def compare(mounted: Path, local: Path, seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_people_may_do_what_they_may_do_on_a_local_disk(drive: Mount, tmp_path: Path, seed: int) -> None:
-    compare(drive.path / f"random{seed}", tmp_path / "local", seed, 60)
+    compare(drive.path / f"random{seed}", tmp_path / "local", seed, 40)
 
 
 @pytest.mark.long
