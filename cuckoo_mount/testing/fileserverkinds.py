@@ -1,0 +1,92 @@
+"""How each kind of file server is started and what is peculiar to it: a table for fileservers.py, its only user.
+
+Pure but for the configuration files that a launch writes into the server's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Final
+
+from attrs import field, frozen
+
+from cuckoo_mount.testing.serverkinds import Launch
+
+HOST: Final = "127.0.0.1"
+
+
+@frozen(slots=True, kw_only=True)
+class Start:
+    """What a launch is given: the server's folder, in which `data` is what it serves, its ports, who may log in."""
+
+    folder: Path
+    port: int
+    control_port: int
+    user: str
+    password: str
+
+    @property
+    def data(self) -> Path:
+        """The folder that is served."""
+        return self.folder / "data"
+
+
+@frozen(slots=True, kw_only=True)
+class FileKind:
+    """One kind of server: the scheme of its URLs, and its command.
+
+    `root`: the path under which it serves the folder it is given.  `options`: what a URL needs, by the server's folder.
+    `user`: who has to log in, if that is not free to choose.
+    `notice`: lets it look again at folders that were changed on the disk; given the port by which it is controlled.
+    """
+
+    scheme: str
+    launch: Callable[[Start], Launch]
+    root: Callable[[Path], str] = field(default=lambda _: "")
+    options: Callable[[Path], dict[str, str]] = field(default=lambda _: {})
+    user: str = ""
+    takes_passwords: bool = True
+    notice: Callable[[int], None] = field(default=lambda _: None)
+
+
+def _rclone(start: Start, protocol: str, *options: str) -> Launch:
+    listen = ("--addr", f"{HOST}:{start.port}", "--rc", "--rc-no-auth", "--rc-addr", f"{HOST}:{start.control_port}")
+    command = ("rclone", "serve", protocol, "--config", "", *listen, *options, str(start.data))
+    return Launch(command=command, environment={"RCLONE_USER": start.user, "RCLONE_PASS": start.password})
+
+
+def _rclone_forget(control_port: int) -> None:
+    """Let rclone forget what folders were like: it believes in that for 5 minutes."""
+    with closing(HTTPConnection(HOST, control_port)) as connection:
+        connection.request("POST", "/vfs/forget")
+        connection.getresponse().read()
+
+
+def _rclone_webdav(start: Start) -> Launch:
+    return _rclone(start, "webdav")
+
+
+def _wsgidav(start: Start) -> Launch:
+    config = start.folder / "wsgidav.json"
+    users = {"*": {start.user: {"password": start.password}}}
+    settings = {
+        "host": HOST,
+        "port": start.port,
+        "provider_mapping": {"/": str(start.data)},
+        "http_authenticator": {"accept_basic": True, "accept_digest": False, "default_to_digest": False},
+        "simple_dc": {"user_mapping": users},
+        "dir_browser": {"enable": False},
+        "logging": {"enable": False},
+    }
+    config.write_text(json.dumps(settings))
+    return Launch(command=("wsgidav", "--config", str(config)))
+
+
+KINDS: Final[dict[str, FileKind]] = {
+    "rclone-webdav": FileKind(scheme="webdav", launch=_rclone_webdav, notice=_rclone_forget),
+    "wsgidav": FileKind(scheme="webdav", launch=_wsgidav),
+}
