@@ -6,17 +6,20 @@ Pure but for the configuration files that a launch writes into the server's fold
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cuckoo_mount.testing.serverkinds import Launch
 
 HOST: Final = "127.0.0.1"
+_HOST_KEY, _USER_KEY = "host_key", "user_key"
 
 
 @frozen(slots=True, kw_only=True)
@@ -39,7 +42,8 @@ class Start:
 class FileKind:
     """One kind of server: the scheme of its URLs, and its command.
 
-    `root`: the path under which it serves the folder it is given.  `options`: what a URL needs, by the server's folder.
+    `root`: the path under which it serves the folder it is given.  `options`: what a URL needs, by the server's
+    folder and the port in it.
     `user`: who has to log in, if that is not free to choose.
     `notice`: lets it look again at folders that were changed on the disk; given the port by which it is controlled.
     """
@@ -47,7 +51,7 @@ class FileKind:
     scheme: str
     launch: Callable[[Start], Launch]
     root: Callable[[Path], str] = field(default=lambda _: "")
-    options: Callable[[Path], dict[str, str]] = field(default=lambda _: {})
+    options: Callable[[Path, int], dict[str, str]] = field(default=lambda _, __: {})
     user: str = ""
     takes_passwords: bool = True
     notice: Callable[[int], None] = field(default=lambda _: None)
@@ -70,6 +74,45 @@ def _rclone_webdav(start: Start) -> Launch:
     return _rclone(start, "webdav")
 
 
+def _rclone_sftp(start: Start) -> Launch:
+    launch = _rclone(start, "sftp", "--key", str(start.folder / _HOST_KEY))
+    return evolve(launch, before=_new_key(start.folder / _HOST_KEY))
+
+
+def _openssh(start: Start) -> Launch:
+    """Without privileges it cannot check passwords: the user who starts it logs in with a key."""
+    folder = start.folder
+    before = (*_new_key(folder / _HOST_KEY), *_new_key(folder / _USER_KEY))
+    if os.geteuid() == 0:  # else it refuses to start; Debian's own service makes it
+        os.makedirs("/run/sshd", exist_ok=True)
+    (folder / "sshd_config").write_text(
+        f"ListenAddress {HOST}\nPort {start.port}\nHostKey {folder}/{_HOST_KEY}\nPidFile none\nUsePAM no\n"
+        f"AuthorizedKeysFile {folder}/{_USER_KEY}.pub\nStrictModes no\nPermitRootLogin yes\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n"
+    )
+    return Launch(command=("sshd", "-D", "-e", "-f", str(folder / "sshd_config")), before=before)
+
+
+def _new_key(path: Path) -> tuple[tuple[str, ...], ...]:
+    return () if path.exists() else (("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)),)
+
+
+def _known_hosts(folder: Path, port: int) -> dict[str, str]:
+    """Let the server be known at `port`, and nothing else of this machine's settings count."""
+    known, config = folder / "known_hosts", folder / "ssh_config"
+    kind, key = (folder / f"{_HOST_KEY}.pub").read_text().split()[:2]
+    line = f"[{HOST}]:{port} {kind} {key}\n"
+    lines = known.read_text() if known.exists() else ""
+    if line not in lines:
+        known.write_text(lines + line)
+    config.touch()
+    return {"known_hosts": str(known), "ssh_config": str(config)}
+
+
+def _with_key(folder: Path, port: int) -> dict[str, str]:
+    return {**_known_hosts(folder, port), "key_file": str(folder / _USER_KEY)}
+
+
 def _wsgidav(start: Start) -> Launch:
     config = start.folder / "wsgidav.json"
     users = {"*": {start.user: {"password": start.password}}}
@@ -89,4 +132,13 @@ def _wsgidav(start: Start) -> Launch:
 KINDS: Final[dict[str, FileKind]] = {
     "rclone-webdav": FileKind(scheme="webdav", launch=_rclone_webdav, notice=_rclone_forget),
     "wsgidav": FileKind(scheme="webdav", launch=_wsgidav),
+    "openssh": FileKind(
+        scheme="ssh",
+        launch=_openssh,
+        root=str,
+        options=_with_key,
+        user=pwd.getpwuid(os.geteuid()).pw_name,
+        takes_passwords=False,
+    ),
+    "rclone-sftp": FileKind(scheme="sftp", launch=_rclone_sftp, options=_known_hosts, notice=_rclone_forget),
 }

@@ -86,7 +86,7 @@ class FileServer:
     def url(self, folder: str = "", *, port: int | None = None, **options: str) -> str:
         """Return the URL of `folder`, without a password; `port`: of a proxy in front of it."""
         root = self._row.root(self.data)
-        query = urlencode({**self._row.options(self.folder), **options})
+        query = urlencode({**self._row.options(self.folder, port or self.port), **options})
         return f"{self._row.scheme}://{HOST}:{port or self.port}{root}/{folder}{'?' if query else ''}{query}"
 
     def secrets(self) -> tuple[tuple[str, str], ...]:

@@ -47,3 +47,9 @@ def webdav_proxy(webdav: FileServer) -> Iterator[HttpProxy]:
     """Give a proxy in front of `webdav`."""
     with http_proxy(webdav.endpoint_url) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session", params=["openssh", "rclone-sftp"])
+def sftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
+    """Give a running SFTP server, of each kind in turn."""
+    yield from started(request.param, tmp_path_factory)

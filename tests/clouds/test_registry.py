@@ -54,7 +54,6 @@ def test_other_schemes_go_to_the_generic_adapter() -> None:
         ("My Disk://x", "is not the name of a scheme"),
         ("zip:///x.zip", "archive"),
         ("tar:///x.tar", "archive"),
-        ("sftp://host", "write ssh://"),
         ("cuckoo://drive", "cannot be one of its own clouds"),
         ("dropbox://", "own driver comes with a later version"),
     ],
