@@ -55,6 +55,7 @@ DRIVERS: Final = (
     Driver(schemes=("osfs", "file"), opener="cuckoo_mount.clouds.osfs:open_folder_cloud", folder=True),
     Driver(schemes=("s3",), opener="cuckoo_mount.clouds.s3:open_s3_cloud"),
     Driver(schemes=("ssh", "sftp"), opener="cuckoo_mount.clouds.sftp:open_sftp_cloud"),
+    Driver(schemes=("ftp", "ftps"), opener="cuckoo_mount.clouds.ftp:open_ftp_cloud"),
     Driver(schemes=("webdav", "webdavs"), opener="cuckoo_mount.clouds.webdav:open_webdav_cloud"),
 )
 REFUSED: Final[dict[str, str]] = {

@@ -19,6 +19,7 @@ from attrs import evolve, field, frozen
 from cuckoo_mount.testing.serverkinds import Launch
 
 HOST: Final = "127.0.0.1"
+_TLS_KEY, _TLS_CERTIFICATE = "tls_key.pem", "tls_certificate.pem"
 _HOST_KEY, _USER_KEY = "host_key", "user_key"
 
 
@@ -77,6 +78,33 @@ def _rclone_webdav(start: Start) -> Launch:
 def _rclone_sftp(start: Start) -> Launch:
     launch = _rclone(start, "sftp", "--key", str(start.folder / _HOST_KEY))
     return evolve(launch, before=_new_key(start.folder / _HOST_KEY))
+
+
+def _rclone_ftp(start: Start) -> Launch:
+    return _rclone(start, "ftp")
+
+
+def _pyftpdlib(start: Start) -> Launch:
+    # Its command waits for 3 s after a wrong password.
+    program = (
+        "import sys\nfrom pyftpdlib.handlers import FTPHandler\nFTPHandler.auth_failed_timeout = 0.01\n"
+        "from pyftpdlib.__main__ import main\nmain(sys.argv[1:])\n"
+    )
+    listen = ("-i", HOST, "-p", str(start.port), "-w", "-d", str(start.data))
+    return Launch(command=("python", "-c", program, *listen, "-u", start.user, "-P", start.password))
+
+
+def _pyftpdlib_tls(start: Start) -> Launch:
+    plain = _pyftpdlib(start)
+    key, certificate = str(start.folder / _TLS_KEY), str(start.folder / _TLS_CERTIFICATE)
+    subject = ("-subj", f"/CN={HOST}", "-addext", f"subjectAltName=IP:{HOST}", "-days", "2")
+    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", key, "-out", certificate)
+    files = ("--tls", "--keyfile", key, "--certfile", certificate, "--tls-control-required", "--tls-data-required")
+    return Launch(command=(*plain.command, *files), before=(make,))
+
+
+def _with_certificate(folder: Path, port: int) -> dict[str, str]:
+    return {"ca_file": str(folder / _TLS_CERTIFICATE)}
 
 
 def _openssh(start: Start) -> Launch:
@@ -141,4 +169,7 @@ KINDS: Final[dict[str, FileKind]] = {
         takes_passwords=False,
     ),
     "rclone-sftp": FileKind(scheme="sftp", launch=_rclone_sftp, options=_known_hosts, notice=_rclone_forget),
+    "pyftpdlib": FileKind(scheme="ftp", launch=_pyftpdlib),
+    "pyftpdlib-tls": FileKind(scheme="ftps", launch=_pyftpdlib_tls, options=_with_certificate),
+    "rclone-ftp": FileKind(scheme="ftp", launch=_rclone_ftp, notice=_rclone_forget),
 }

@@ -53,3 +53,9 @@ def webdav_proxy(webdav: FileServer) -> Iterator[HttpProxy]:
 def sftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
     """Give a running SFTP server, of each kind in turn."""
     yield from started(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["pyftpdlib", "rclone-ftp"])
+def ftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
+    """Give a running FTP server, of each kind in turn."""
+    yield from started(request.param, tmp_path_factory)
