@@ -71,6 +71,9 @@ RESERVED: Final[dict[str, frozenset[str]]] = {
     "boto3": frozenset({"clouds"}),
     "botocore": frozenset({"clouds"}),
     "dropbox": frozenset({"clouds"}),
+    "urllib3": frozenset({"clouds"}),
+    "paramiko": frozenset({"clouds"}),
+    "ftplib": frozenset({"clouds"}),
     "pkg_resources": frozenset({"clouds"}),
 }
 

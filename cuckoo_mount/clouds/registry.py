@@ -54,15 +54,17 @@ GENERIC: Final = Driver(schemes=(), opener="cuckoo_mount.clouds.pyfilesystem:ope
 DRIVERS: Final = (
     Driver(schemes=("osfs", "file"), opener="cuckoo_mount.clouds.osfs:open_folder_cloud", folder=True),
     Driver(schemes=("s3",), opener="cuckoo_mount.clouds.s3:open_s3_cloud"),
+    Driver(schemes=("ssh", "sftp"), opener="cuckoo_mount.clouds.sftp:open_sftp_cloud"),
+    Driver(schemes=("ftp", "ftps"), opener="cuckoo_mount.clouds.ftp:open_ftp_cloud"),
+    Driver(schemes=("webdav", "webdavs"), opener="cuckoo_mount.clouds.webdav:open_webdav_cloud"),
 )
 REFUSED: Final[dict[str, str]] = {
     "zip": "an archive has to be rewritten as a whole for every change; use a folder",
     "tar": "an archive has to be rewritten as a whole for every change; use a folder",
     "cuckoo": "a drive cannot be one of its own clouds; name the storage below it",
-    "sftp": "PyFilesystem's driver answers to ssh:// only; write ssh:// instead",
+    "http": "if it is a WebDAV server, write webdav://host/folder; if it speaks S3, s3://bucket?endpoint_url=http://host",
+    "https": "if it is a WebDAV server, write webdavs://host/folder; if it speaks S3, s3://bucket?endpoint_url=https://host",
     "dropbox": "the generic way reads and uploads objects twice; its own driver comes with a later version",
-    "webdav": "PyFilesystem's driver lists from a stale cache; our own driver comes with a later version",
-    "webdavs": "PyFilesystem's driver lists from a stale cache; our own driver comes with a later version",
 }
 """Schemes that are not opened, and why."""
 

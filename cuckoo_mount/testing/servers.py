@@ -45,14 +45,14 @@ _LOG_TAIL_CHARACTERS: Final = 2000
 
 
 def find_program(name: str) -> str:
-    """Return the path of program `name`, beside this Python or else on PATH.
+    """Return the path of program `name`, beside this Python or else on PATH or where daemons lie.
 
     Raises: FileNotFoundError with a line that says what to install.
     """
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
+    found = str(beside) if beside.is_file() else shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
-        raise FileNotFoundError(f"program {name} is not installed: pip install 'cuckoo-mount[test]'")
+        raise FileNotFoundError(f"program {name} is not installed; ./bootstrap test installs it")
     return found
 
 

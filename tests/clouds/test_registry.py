@@ -37,8 +37,8 @@ def test_folders(monkeypatch: pytest.MonkeyPatch, url: str, path: str) -> None:
 
 
 def test_other_schemes_go_to_the_generic_adapter() -> None:
-    place = parse_place("ftp://host/dir?x=1")
-    assert (place.scheme, place.driver, place.place) == ("ftp", registry.GENERIC, "ftp://host/dir?x=1")
+    place = parse_place("mem://dir?x=1")
+    assert (place.scheme, place.driver, place.place) == ("mem", registry.GENERIC, "mem://dir?x=1")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,6 @@ def test_other_schemes_go_to_the_generic_adapter() -> None:
         ("My Disk://x", "is not the name of a scheme"),
         ("zip:///x.zip", "archive"),
         ("tar:///x.tar", "archive"),
-        ("sftp://host", "write ssh://"),
         ("cuckoo://drive", "cannot be one of its own clouds"),
         ("dropbox://", "own driver comes with a later version"),
     ],

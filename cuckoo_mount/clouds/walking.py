@@ -1,0 +1,73 @@
+"""Listings of storages with real folders, and the temporary names of puts that are renamed when they are complete.
+
+Used by the drivers for WebDAV, SFTP and FTP.  Any thread.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from attrs import frozen
+
+from cuckoo_mount.clouds.base import ObjectInfo
+from cuckoo_mount.clouds.names import is_object_name
+
+LISTING_THREADS: Final = 4
+"""Folders that are asked for at a time: a drive has 256 with packs in them."""
+LEFTOVER_AGE_S: Final = 24 * 3600.0
+"""Temporary files older than this belong to no put that is still running, whatever the server's clock says."""
+_TEMPORARY: Final = re.compile(r"~put-[0-9a-f]{16}")
+
+
+@frozen(slots=True)
+class Entry:
+    """What lies directly in a folder: name there, size in bytes (None: a folder), time of change (0: unknown).
+
+    The time is the server's, in s since 1970.
+    """
+
+    name: str
+    size_bytes: int | None
+    changed_s: float = 0.0
+
+
+def temporary_name(name: str) -> str:
+    """Return a name beside object `name` that no object can have and nobody else uses."""
+    folder, slash, _ = name.rpartition("/")
+    return f"{folder}{slash}~put-{secrets.token_hex(8)}"
+
+
+def is_leftover(entry: Entry) -> bool:
+    """Return whether an entry is what a put left behind that was interrupted long ago."""
+    aged = 0 < entry.changed_s < time.time() - LEFTOVER_AGE_S
+    return aged and entry.size_bytes is not None and _TEMPORARY.fullmatch(entry.name) is not None
+
+
+def walk(prefix: str, list_folder: Callable[[str], list[Entry]], remove: Callable[[str], None]) -> Iterator[ObjectInfo]:
+    """Yield every object below `prefix`, and remove what interrupted puts left there.
+
+    `list_folder` is given a prefix and returns what lies directly in it; nothing if it is not there.  It is called by
+    several threads.  `remove` is given a full name and may not raise.  Raises: what `list_folder` raises.
+    """
+    folders = [prefix]
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        while folders:
+            # For one, the usual case, no thread is started.
+            listings = threads.map(list_folder, folders) if folders[1:] else map(list_folder, folders)
+            below = []
+            for folder, entries in zip(folders, listings, strict=True):
+                for entry in entries:
+                    name = f"{folder}{entry.name}"
+                    if not is_object_name(name):
+                        if is_leftover(entry):
+                            remove(name)
+                    elif entry.size_bytes is None:
+                        below.append(f"{name}/")
+                    else:
+                        yield ObjectInfo(name, entry.size_bytes)
+            folders = below

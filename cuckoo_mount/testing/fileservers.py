@@ -1,0 +1,228 @@
+"""Real servers for WebDAV, SFTP and FTP on loopback, for tests: rclone, wsgidav, OpenSSH, pyftpdlib.
+
+    with file_server("wsgidav", tmp_path) as server:
+        cloud = open_cloud(server.settings("first", folder=server.fresh_folder()))
+
+Each serves the folder `data` of its own folder, has a free port and credentials of its own, and listens when
+`file_server` gives it; it is ended by its process id.  What is stored can be looked at, and removed, on the disk: a
+test that looks there does not trust the driver under test.  Any thread; blocks.  Needs the programs, which the extra
+`test` and the packages of ./bootstrap test bring.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlencode
+
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.testing.fileserverkinds import HOST, KINDS, FileKind, Start
+from cuckoo_mount.testing.servers import START_TIMEOUT_S, STOP_TIMEOUT_S, find_program, free_ports
+
+_START_ATTEMPTS: Final = 3
+_LOG_TAIL_CHARACTERS: Final = 2000
+
+
+class FileServer:
+    """A running server.  `user` may log in with `password`, or as the kind has it, and do everything in `data`."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        """Start a server of `kind` with its data in `folder`, which may not exist yet; return when it listens.
+
+        Raises: RuntimeError with the end of the server's log; FileNotFoundError for a program that is missing.
+        """
+        self.kind: Final = kind
+        self.folder: Final = folder
+        self._row: Final[FileKind] = KINDS[kind]
+        self.user: Final = self._row.user or f"user{secrets.token_hex(4)}"
+        self.password: Final = secrets.token_hex(12)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        self.data.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                self.port, self._control_port = free_ports(2)
+                self.start()
+                return
+            except RuntimeError:  # most likely another program took the port
+                if attempt == _START_ATTEMPTS - 1:
+                    raise
+
+    @property
+    def data(self) -> Path:
+        """The folder that is served."""
+        return self.folder / "data"
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where a server of HTTP listens: `http://127.0.0.1:<port>`; the same after a restart."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id.  Raises: RuntimeError when it does not run."""
+        if self._process is None:
+            raise RuntimeError(f"{self.kind} does not run")
+        return self._process.pid
+
+    def fresh_folder(self) -> str:
+        """Return the name of a new folder in `data`: a storage of its own for a test."""
+        name = f"test-{next(self._numbers)}"
+        (self.data / name).mkdir()
+        self.notice()
+        return name
+
+    def url(self, folder: str = "", *, port: int | None = None, **options: str) -> str:
+        """Return the URL of `folder`, without a password; `port`: of a proxy in front of it."""
+        root = self._row.root(self.data)
+        query = urlencode({**self._row.options(self.folder, port or self.port), **options})
+        return f"{self._row.scheme}://{HOST}:{port or self.port}{root}/{folder}{'?' if query else ''}{query}"
+
+    def secrets(self) -> tuple[tuple[str, str], ...]:
+        """Return the credentials as the `secrets` of CloudSettings."""
+        password = (("password", self.password),) if self._row.takes_passwords else ()
+        return (*password, ("user", self.user))
+
+    def settings(
+        self, name: str = "far", folder: str = "", *, port: int | None = None, timeout_s: float = 30.0, **options: str
+    ) -> CloudSettings:
+        """Return the settings of a cloud there; for the rest see `url`."""
+        url = self.url(folder, port=port, **options)
+        return CloudSettings(name=name, url=url, secrets=self.secrets(), timeout_s=timeout_s)
+
+    def start(self) -> None:
+        """Start it on its port with its data, and wait until it listens.  Raises: RuntimeError."""
+        launch = self._row.launch(
+            Start(
+                folder=self.folder,
+                port=self.port,
+                control_port=self._control_port,
+                user=self.user,
+                password=self.password,
+            )
+        )
+        for command in launch.before:
+            subprocess.run([find_program(command[0]), *command[1:]], check=True, capture_output=True)
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                [find_program(launch.command[0]), *launch.command[1:]],
+                cwd=self.folder,
+                env={**os.environ, **launch.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        atexit.register(self.stop)
+        try:
+            self._wait_until_it_listens()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End it and what it has started, and wait for that; may be called twice.  Its data stay."""
+        atexit.unregister(self.stop)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        children = _descendants(process.pid)
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for child in children:  # OpenSSH has a process for each connection, which outlives it
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop it and start it again on the same port, with the same data."""
+        self.stop()
+        self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let it answer nothing meanwhile, while the kernel still accepts connections for it."""
+        processes = [self.pid, *_descendants(self.pid)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove `folder` of `data` and all in it."""
+        shutil.rmtree(self.data / folder)
+        self.notice()
+
+    def notice(self) -> None:
+        """Make it forget what folders on the disk were like: they were changed behind its back."""
+        self._row.notice(self._control_port)
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "server.log"
+
+    def _wait_until_it_listens(self) -> None:
+        """Poll: a foreign program has no other way to say that it listens."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._listens():
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError(f"{self.kind} ended while it was started: {self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.kind} did not listen in {START_TIMEOUT_S:g} s: {self._log_tail()}")
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        try:
+            with closing(socket.create_connection((HOST, self.port), timeout=START_TIMEOUT_S)):
+                return True
+        except OSError:
+            return False
+
+    def _log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
+
+    def __repr__(self) -> str:
+        return f"FileServer({self.kind!r}, port {self.port})"
+
+
+@contextmanager
+def file_server(kind: str, folder: Path) -> Iterator[FileServer]:
+    """Give a running server of `kind`, and stop it afterwards; see `FileServer`."""
+    server = FileServer(kind, folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that `pid` has started and they have, as far as they have not left it."""
+    found: list[int] = []
+    pending = [pid]
+    while pending:
+        parent = pending.pop()
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as file:
+                    children = [int(word) for word in file.read().split()]
+                found += children
+                pending += children
+    return found
