@@ -73,6 +73,12 @@ class CollectedCatalogue(PackCatalogue, Protocol):
     async def note_unknown(self, cloud: CloudName, names: Collection[str], now_ns: int) -> dict[str, int]:
         """Record that exactly these objects of a cloud are unknown; return since when each of them is."""
 
+    async def degraded(self, limit: int) -> list[PackNo]:
+        """Return up to `limit` living packs with fewer shares on the drive's clouds than their policy wants.
+
+        Those first that can lose the fewest.  Reads all packs.
+        """
+
     async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
         """Return the packs alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
 

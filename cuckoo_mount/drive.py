@@ -231,7 +231,7 @@ class Drive:
             return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
 
         collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
-        if collected.packs_deleted or collected.packs_compacted:
+        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed:
             log.info("collected: %s", collected)
         return collected
 
@@ -297,7 +297,7 @@ async def open_drive(
             digest=keys.chunk_digest,
             ticks=ticks,
         )
-        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy.shares), deadline_s=config.deadline_s)
+        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy), deadline_s=config.deadline_s)
         collector = Collector(
             metadata,
             multifs,
@@ -373,9 +373,9 @@ def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> Cache
     return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
 
 
-def _space_of(multifs: MultiFS, copies: int) -> Callable[[], Awaitable[SpaceLeft]]:
+def _space_of(multifs: MultiFS, policy: Policy) -> Callable[[], Awaitable[SpaceLeft]]:
     async def space() -> SpaceLeft:
-        room = await multifs.free_space(copies)
+        room = await multifs.free_space(policy)
         return SpaceLeft(room.total_bytes, room.free_bytes)
 
     return space

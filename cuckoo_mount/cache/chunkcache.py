@@ -131,9 +131,18 @@ class ChunkCache:
         if writing and not state.writers:
             self._checkpointer.settle(state.ino)
 
+    def has_writers(self, ino: InodeNo) -> bool:
+        """Whether somebody has a file open for writing."""
+        state = self._content.states.get(ino)
+        return state is not None and state.writers > 0
+
     async def read(self, state: FileState, offset: int, size_bytes: int) -> bytes:
         """Return up to `size_bytes` bytes from `offset`.  Raises: DataUnavailable, DataTimeout."""
         return await self._content.read(state, offset, size_bytes)
+
+    def present_part(self, ino: InodeNo, index: ChunkIndex, margin_bytes: int) -> tuple[int, bytes] | None:
+        """Return what is here of a chunk of a file that nobody may write to; see `Content.present_part`."""
+        return self._content.present_part(ino, index, margin_bytes)
 
     async def write(self, state: FileState, offset: int, data: bytes) -> None:
         """Put `data` at `offset`.  Raises: NoSpace, OSError."""
@@ -157,8 +166,7 @@ class ChunkCache:
         state = self._content.states.get(ino)
         if state is None:
             return False
-        if mtime_ns is not None:
-            state.note_told(mtime_ns)
+        state.note_told(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
         if not state.is_pending:
             return False
         state.serial += 1
@@ -168,7 +176,7 @@ class ChunkCache:
         return True
 
     def undo_stamp(self, ino: InodeNo) -> None:
-        """Make a file's mtime what it was last set to, whatever was written since; see `PartedFS.believe_times`."""
+        """Make a file's times what they were last set to, whatever was written since; see `PartedFS.believe_times`."""
         state = self._content.states.get(ino)
         if state is not None:
             state.undo_stamp()

@@ -30,9 +30,13 @@ from cuckoo_mount.cache.state import (
 )
 from cuckoo_mount.cache.versions import VersionNumbers
 from cuckoo_mount.clock import now_ns
+from cuckoo_mount.errors import DataTimeout
 from cuckoo_mount.locks import Gate
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo
+
+WAITING_READS_MAX: Final = 512
+"""Reads that may wait for clouds together: each holds a task that answers the kernel, and others must be answered."""
 
 
 class Content:
@@ -63,6 +67,7 @@ class Content:
         self.evicting: set[tuple[InodeNo, ChunkIndex]] = set()
         self.touched: set[tuple[InodeNo, ChunkIndex]] = set()
         self.hits = 0
+        self._waiting_reads = 0
         self.digest = digest
         self._boot_tick = boot_tick
         self._unverified_tick = unverified_tick
@@ -169,6 +174,32 @@ class Content:
             parts.append(data.ljust(end - start, b"\0"))
         return b"".join(parts)
 
+    def present_part(self, ino: InodeNo, index: ChunkIndex, margin_bytes: int) -> tuple[int, bytes] | None:
+        """Return (offset in the chunk, bytes) of what can be read of an open file's chunk without waiting.
+
+        Without `margin_bytes` at a side where the neighbouring chunk would have to be waited for.  None if the chunk
+        itself would, if it is a hole, or if somebody has the file open for writing.
+        """
+        state = self.states.get(ino)
+        size = 0 if state is None else min(CHUNK_SIZE_BYTES, state.size_bytes - index * CHUNK_SIZE_BYTES)
+        if state is None or state.writers or size <= 0 or not state.is_loaded(index, index):
+            return None
+        if index not in state.slots or self._needed(state, [(index, 0, size)]) or self.files.get(ino) is None:
+            return None
+        start = margin_bytes if index and self._is_away(state, ChunkIndex(index - 1)) else 0
+        end = size - margin_bytes if self._is_away(state, ChunkIndex(index + 1)) else size
+        if start >= end:
+            return None
+        offset = index * CHUNK_SIZE_BYTES + start
+        return start, self._gather(state, [(index, start, end)], offset, end - start)
+
+    def _is_away(self, state: FileState, index: ChunkIndex) -> bool:
+        """Return whether a read of the chunk may have to wait for a cloud."""
+        slot = state.slots.get(index)
+        if slot is None:
+            return not state.is_loaded(index, index)
+        return not slot.present or (slot.base is not None and bool(slot.base.missing(0, CHUNK_SIZE_BYTES)))
+
     # Checkpoints are possible again.
 
     async def open(self, ino: InodeNo, *, writing: bool) -> FileState:
@@ -184,7 +215,7 @@ class Content:
                     if state.size_bytes < 0:
                         inode = await self.metadata.get_inode(ino)
                         state.size_bytes = inode.size_bytes
-                        state.note_told(inode.mtime_ns)
+                        state.note_told(mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
         except BaseException:
             self.release(state, writing=False)
             raise
@@ -194,7 +225,7 @@ class Content:
     def adopt_new(self, inode: Inode) -> FileState:
         """Return the state of a file made just now: nothing to load."""
         state = self.states[inode.ino] = FileState(inode.ino, 0, users=1, writers=1, never_clean=True)
-        state.note_told(inode.mtime_ns)
+        state.note_told(mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
         state.windows[0] = None
         return state
 
@@ -249,8 +280,17 @@ class Content:
                         self.fetcher.note_read(state.ino, index)
                 return self._gather(state, spans, offset, size_bytes)
             missed = True
+            await self._bring(state, needed)
+
+    async def _bring(self, state: FileState, needed: list[ChunkIndex]) -> None:
+        if self._waiting_reads >= WAITING_READS_MAX:
+            raise DataTimeout(f"{self._waiting_reads} other reads wait for clouds already")
+        self._waiting_reads += 1
+        try:
             for index in needed:
                 await self.fetcher.bring(state, index)
+        finally:
+            self._waiting_reads -= 1
 
     async def write(self, state: FileState, offset: int, data: bytes) -> None:
         """Put `data` at `offset`; visible to reads when this returns, durable after `Checkpointer.sync_file`.

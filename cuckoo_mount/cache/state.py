@@ -161,9 +161,9 @@ class FileState:
     reached the disk and the metadata: equal means nothing is pending.  `truncations` counts them, so that a
     snapshot older than one is never applied.  `extra_bytes`: this file's share of `Pressure.pending_bytes`.  `removed`:
     the node is gone, nothing of it is ever written to the metadata again.  `never_clean`: made while this state was in
-    memory, and no chunk of it was clean since: no row says that anything is held clean.  `told_mtime_ns`: the last
-    mtime that was set from outside, or found at open; `stamped`: moved by writes since.  `rows_lock` is held around
-    every metadata call that changes this file's rows.
+    memory, and no chunk of it was clean since: no row says that anything is held clean.  `told_mtime_ns`,
+    `told_ctime_ns`: the last times that were set from outside, or found at open; `stamped`: moved by writes since.
+    `rows_lock` is held around every metadata call that changes this file's rows.
     """
 
     ino: InodeNo
@@ -171,6 +171,7 @@ class FileState:
     mtime_ns: int | None = None
     ctime_ns: int | None = None
     told_mtime_ns: int | None = None
+    told_ctime_ns: int | None = None
     stamped: bool = False
     users: int = 0
     writers: int = 0
@@ -196,17 +197,20 @@ class FileState:
         self.ctime_ns = now_ns if self.ctime_ns is None else max(self.ctime_ns, now_ns)
         self.stamped = True
 
-    def note_told(self, mtime_ns: int) -> None:
-        """Account for an mtime that came from outside."""
-        self.told_mtime_ns = mtime_ns
-        self.stamped = False
+    def note_told(self, *, mtime_ns: int | None, ctime_ns: int) -> None:
+        """Account for times that came from outside; `mtime_ns` None: that one did not move."""
+        self.told_ctime_ns = ctime_ns
+        if mtime_ns is not None:
+            self.told_mtime_ns = mtime_ns
+            self.stamped = False
 
     def undo_stamp(self) -> None:
-        """Make the mtime again what it was told last, after our own stamps."""
+        """Make the times again what they were told last, after our own stamps."""
         if self.stamped and self.told_mtime_ns is not None:
             self.stamped = False
             self.serial += 1
             self.mtime_ns = self.told_mtime_ns
+            self.ctime_ns = self.told_ctime_ns
 
     def snapshot(self) -> Snapshot:
         """Return what is pending now."""

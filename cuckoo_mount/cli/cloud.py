@@ -21,10 +21,11 @@ from cuckoo_mount.cli.operate import Result, known_config, run_on_drive
 from cuckoo_mount.cli.places import check_place, full_url
 from cuckoo_mount.config import CloudConfig, DriveConfig, drive_paths, parse_size
 from cuckoo_mount.config.files import cloud_document
-from cuckoo_mount.config.records import NO_REDUNDANCY, check_cloud_name
+from cuckoo_mount.config.records import check_cloud_name
 from cuckoo_mount.config.secrets import PROMPT, parse_secret_spec, prompted, resolve_secrets
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.format import ID_BYTES
+from cuckoo_mount.multi.redundancy import describe_policy, parse_policy
 
 F = TypeVar("F", bound=Callable[..., object])
 Pairs = tuple[tuple[str, str], ...]
@@ -314,6 +315,6 @@ def _send(operation: str, drive: str, cloud: CloudConfig) -> Result:
 
 def _show_hint(config: DriveConfig) -> None:
     """Say what is still to be done for the redundancy that was asked for."""
-    if config.redundancy != NO_REDUNDANCY and len(config.clouds) < int(config.redundancy):
-        missing = int(config.redundancy) - len(config.clouds)
-        click.echo(f"For {config.redundancy} copies {missing} more {'is' if missing == 1 else 'are'} needed.")
+    policy = parse_policy(config.redundancy)
+    if (missing := policy.shares - len(config.clouds)) > 0:
+        click.echo(f"For {describe_policy(policy)} {missing} more {'is' if missing == 1 else 'are'} needed.")

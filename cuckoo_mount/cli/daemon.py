@@ -75,7 +75,7 @@ def mount_drive(request: MountRequest) -> int:
     Returns the exit status.  Raises: CuckooError, OSError, before anything was mounted.
     """
     # Before the fork, so that a wrong option is said on the terminal.
-    from cuckoo_mount.fuse.mount import parse_mount_options
+    from cuckoo_mount.fuse.options import parse_mount_options
 
     fill_standard_streams()
     parse_mount_options(request.options)

@@ -41,6 +41,8 @@ def _line(result: Result, *, dry_run: bool) -> str:
         packs = numbers.get("packs", 0)
         return f"{_packs(packs)} with {human_size(stored)} are stored, {human_size(live)} of them are needed."
     freed = f"{_packs(numbers.get('packs_deleted', 0))} deleted, {_packs(numbers.get('packs_compacted', 0))} compacted"
+    healed = numbers.get("packs_healed", 0)
+    freed += f", {healed} healed" if healed else ""
     objects = numbers.get("objects_deleted", 0)
     freed += f", {objects} {'object' if objects == 1 else 'objects'} of nobody deleted" if objects else ""
     kept = numbers.get("packs_kept", 0)

@@ -14,6 +14,7 @@ from cuckoo_mount.config import DrivePaths, check_no_drive, drive_paths, parse_s
 from cuckoo_mount.config.records import NO_REDUNDANCY, check_pack_size, check_redundancy
 from cuckoo_mount.config.sizes import format_size
 from cuckoo_mount.errors import UsageError
+from cuckoo_mount.multi.redundancy import describe_policy, parse_policy
 from cuckoo_mount.types import PACK_SIZE_BYTES
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     "--redundancy",
     default=NO_REDUNDANCY,
     show_default=True,
-    metavar="none|N",
-    help="How many copies there are of everything, each on a cloud of its own.",
+    metavar="none|N|K+M",
+    help="N copies of everything, each on a cloud of its own; or K+M shares, of which any K are enough.",
 )
 @click.option(
     "--pack-size",
@@ -140,7 +141,7 @@ def _recovery_key(key: bytes) -> str:
 
 def _say(paths: DrivePaths, redundancy: str, recovery_key: str | None, *, ask: bool) -> None:
     """Say what was made and what to do next."""
-    copies = "one copy" if redundancy == NO_REDUNDANCY else f"{redundancy} copies"
+    copies = describe_policy(parse_policy(redundancy))
     secrecy = "encrypted" if recovery_key is not None else "NOT encrypted"
     click.echo(f"Made drive {paths.name!r}, {secrecy}, with {copies} of everything and no clouds yet.")
     if recovery_key is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import define
+from attrs import define, evolve
 
 from cuckoo_mount.cli.background import Reporter, notify_systemd
 from cuckoo_mount.cli.commands import control_commands
@@ -28,7 +28,8 @@ from cuckoo_mount.config.paths import shown
 from cuckoo_mount.drive import open_drive
 from cuckoo_mount.errors import CuckooError
 from cuckoo_mount.fuse.control import ControlServer
-from cuckoo_mount.fuse.mount import MountOptions, parse_mount_options, request_stop, serve_mount
+from cuckoo_mount.fuse.mount import request_stop, serve_mount
+from cuckoo_mount.fuse.options import parse_mount_options
 from cuckoo_mount.preparing import Terms
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ async def _serve_drive(prepared: Prepared, reporter: Reporter, ends: _Ends) -> s
                 drive.filesystem,
                 prepared.mountpoint,
                 drive_name=prepared.config.name,
-                options=options if terms.writing else MountOptions(options.kernel | {"ro"}),
+                options=options if terms.writing else evolve(options, kernel=options.kernel | {"ro"}),
                 upcalls_to=session.take_upcalls,
                 ready=ready,
             )

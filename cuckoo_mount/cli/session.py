@@ -176,7 +176,11 @@ class Session:
             "pid": os.getpid(),
             "mountpoint": str(self.mountpoint),
             **drive,
-            "fuse": {"upcalls": dict(sorted(self.upcalls.counts.items()))},
+            "fuse": {
+                "upcalls": dict(sorted(self.upcalls.counts.items())),
+                "pushes": self.upcalls.pushes,
+                "pushed_bytes": self.upcalls.pushed_bytes,
+            },
         }
 
     async def _sync(self, call: Call) -> Mapping[str, object]:

@@ -15,6 +15,8 @@ from cuckoo_mount.cli.common import drive_argument
 from cuckoo_mount.cli.sending import describe, describe_trouble, human_time, records
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
+from cuckoo_mount.errors import UsageError
+from cuckoo_mount.multi.redundancy import Policy, describe_policy, parse_policy
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,7 +82,8 @@ def render(status: Status, *, width: int, rate: float = 0.0) -> RenderableType:
 def lines(status: Status, *, rate: float = 0.0) -> Iterator[tuple[str, str]]:
     """Yield what stands above the table, as (title, value)."""
     redundancy = status.get("redundancy")
-    copies = f"{redundancy} copies" if str(redundancy).isdecimal() else f"redundancy {redundancy}"
+    policy = _policy_of(status)
+    copies = f"redundancy {redundancy}" if policy is None else describe_policy(policy)
     yield "drive", f"{status.get('drive')} ({copies}, pid {status.get('pid')})"
     yield "mountpoint", shown(str(status.get("mountpoint")))
     yield "state", str(status.get("state"))
@@ -187,11 +190,20 @@ def _notes(status: Status) -> Iterator[str]:
         yield "Names and attributes are on this machine only, until the first epoch is on the clouds: cuckoo sync"
 
 
+def _policy_of(status: Status) -> Policy | None:
+    """Return the drive's redundancy, or None if the daemon, of another version, says something unknown."""
+    try:
+        return parse_policy(str(status.get("redundancy")))
+    except UsageError:
+        return None
+
+
 def _redundancy_notes(status: Status, option: str) -> Iterator[str]:
-    redundancy, clouds = str(status.get("redundancy")), len(clouds_of(status))
+    policy, clouds = _policy_of(status), len(clouds_of(status))
     degraded = _number(_table(status, "packs"), "degraded")
-    if redundancy.isdecimal() and clouds < int(redundancy):
-        yield f"{redundancy} copies need {redundancy} clouds, there are {clouds}: cuckoo cloud add NAME URL{option}"
+    if policy is not None and clouds < policy.shares:
+        wanted = describe_policy(policy)
+        yield f"{wanted} need {policy.shares} clouds, there are {clouds}: cuckoo cloud add NAME URL{option}"
     if degraded:
         what = "1 pack has" if degraded == 1 else f"{degraded} packs have"
         yield f"{what} fewer copies than asked for: lose none of the clouds that have them."

@@ -14,7 +14,7 @@ from attrs import Attribute, field, frozen, validators
 from cuckoo_mount.config.sizes import format_size
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.format import ID_BYTES
-from cuckoo_mount.multi.redundancy import format_policy, parse_policy
+from cuckoo_mount.multi.redundancy import ERASURE_SHARES_MAX, format_policy, parse_policy
 from cuckoo_mount.types import PACK_SIZE_BYTES
 
 CACHE_LIMIT_DEFAULT_BYTES: Final = 10 << 30
@@ -38,17 +38,17 @@ def check_cloud_name(name: str) -> str:
 
 
 def check_redundancy(text: str) -> str:
-    """Return a redundancy as it is kept: `none`, or the number of copies, ≥ 2.
+    """Return a redundancy as it is kept: `none`, the number of copies, ≥ 2, or K+M for an erasure code.
 
-    Raises: UsageError for what is no redundancy, and for erasure coding, which this release cannot do.
+    Raises: UsageError for what is no redundancy.
     """
     if text == NO_REDUNDANCY:
         return text
     policy = parse_policy(text)
-    if not policy.is_copies:
-        raise UsageError(
-            f"redundancy {text}: erasure coding comes with a later release; use a number of copies such as 2"
-        )
+    if not policy.is_copies and not policy.parity:
+        raise UsageError(f"redundancy {text} survives no loss; write {policy.data}+1 to survive one cloud, or none")
+    if not policy.is_copies and policy.shares > ERASURE_SHARES_MAX:
+        raise UsageError(f"redundancy {text}: at most {ERASURE_SHARES_MAX} shares in all; on how many clouds?")
     if policy.shares == 1:
         raise UsageError(f"redundancy {text} is one copy, which is none; write none, or 2 for two copies")
     return format_policy(policy)

@@ -30,9 +30,11 @@ Fault = Literal["ValueError", "MemoryError", "Cancelled"]
 
 @define(slots=True, eq=False)
 class Upcalls:
-    """How often the kernel asked, by operation, and the faults waiting to be injected."""
+    """How often the kernel asked, by operation, what it was given unasked, and the faults waiting to be injected."""
 
     counts: Counter[str] = field(factory=Counter)
+    pushes: int = 0
+    pushed_bytes: int = 0
     faults: dict[str, Fault] = field(factory=dict)
 
 

@@ -8,57 +8,23 @@ data.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pyfuse3
 import trio
-from attrs import frozen
 
-from cuckoo_mount.errors import ConfigurationError, UsageError
+from cuckoo_mount.cache.content import WAITING_READS_MAX
+from cuckoo_mount.errors import ConfigurationError
 from cuckoo_mount.fuse.guard import Upcalls
+from cuckoo_mount.fuse.limits import raise_background_limit
 from cuckoo_mount.fuse.operations import Operations
+from cuckoo_mount.fuse.options import MountOptions
 from cuckoo_mount.parted.partedfs import PartedFS
 
 log = logging.getLogger(__name__)
-MAX_TASKS: Final = 99
-MAX_BACKGROUND: Final = 64
-"""READs of the page cache and late WRITEs that the kernel may have under way together.  Its own limit is 12: so many
-reads that wait for a cloud would hold back every write and fsync until their deadline."""
-_CONGESTION: Final = 48
-_CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
-_PASSED_ON: Final = frozenset(
-    {"allow_other", "allow_root", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "noatime", "atime"}
-)
-_NOT_OURS: Final = frozenset({"auto", "noauto", "user", "nouser", "users", "_netdev", "nofail", "defaults", "relatime"})
-"""Options that mount(8) and fstab deal with themselves."""
-
-
-@frozen(slots=True)
-class MountOptions:
-    """Options for the kernel, checked.  `read_only` is also one of them."""
-
-    kernel: frozenset[str] = frozenset()
-
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing may be changed through this mount."""
-        return "ro" in self.kernel
-
-
-def parse_mount_options(options: Sequence[str]) -> MountOptions:
-    """Return the options of one or more `-o` arguments, each a comma-separated list.  Raises: UsageError."""
-    kernel: set[str] = set()
-    for option in ",".join(options).split(","):
-        name = option.strip()
-        if name.startswith("x-") or name in _NOT_OURS or not name:
-            continue
-        if name not in _PASSED_ON:
-            raise UsageError(f"unknown mount option {name!r}; known are {', '.join(sorted(_PASSED_ON))}")
-        kernel.add(name)
-    return MountOptions(frozenset(kernel - {"rw"}))
+MAX_TASKS: Final = 2 * WAITING_READS_MAX
 
 
 async def serve_mount(
@@ -75,7 +41,8 @@ async def serve_mount(
     Ends by umount(8), fusermount3 -u or `request_stop`.  Raises: ConfigurationError when it cannot be mounted; anything
     else is a bug of ours and leaves the mountpoint attached.
     """
-    operations = Operations(filesystem)
+    operations = Operations(filesystem, options)
+    filesystem.access_times = options.access_times
     upcalls_to(operations.upcalls)
     flags = set(pyfuse3.default_options) | options.kernel | {f"fsname=cuckoo:{drive_name}", "subtype=cuckoo"}
     try:
@@ -89,49 +56,14 @@ async def serve_mount(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(operations.run_notifier)
-            nursery.start_soon(_raise_background_limit, mountpoint)
+            nursery.start_soon(operations.pusher.run)
+            nursery.start_soon(raise_background_limit, mountpoint)
             ready.set()
             await pyfuse3.main(max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
         unmount = True
     finally:
         pyfuse3.close(unmount=unmount)
-
-
-async def _raise_background_limit(mountpoint: Path) -> None:
-    """Let the kernel have more requests under way, where it offers that; the files belong to who mounted."""
-    try:
-        await trio.to_thread.run_sync(_write_limits, mountpoint, abandon_on_cancel=True)
-    except OSError as error:
-        log.info(
-            "as root: mount -t fusectl none %s, else reads that wait may hold back writes (%s)", _CONNECTIONS, error
-        )
-
-
-def _write_limits(mountpoint: Path) -> None:
-    connection = _CONNECTIONS / _connection_number(mountpoint)
-    for name, value in (("max_background", MAX_BACKGROUND), ("congestion_threshold", _CONGESTION)):
-        fd = os.open(connection / name, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"%d\n" % value)
-        finally:
-            os.close(fd)
-
-
-def _connection_number(mountpoint: Path) -> str:
-    """Return the number of the mount's connection.
-
-    Not by stat(2): a thread that waits for the mount would keep a killed daemon from ending (cli/outside.py).
-    Raises: OSError when it is not mounted (any more).
-    """
-    place = os.fsencode(mountpoint)
-    for char in b"\\ \t\n":
-        place = place.replace(bytes([char]), b"\\%03o" % char)
-    for line in reversed(Path("/proc/self/mountinfo").read_bytes().splitlines()):
-        fields = line.split(b" ")
-        if fields[4] == place:
-            return fields[2].partition(b":")[2].decode("ascii")
-    raise FileNotFoundError(f"{mountpoint} is not in the table of mounts")
 
 
 def request_stop() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -18,9 +19,12 @@ import trio
 from cuckoo_mount.errors import InvalidArgument, NotFound, NotImplementedHere
 from cuckoo_mount.fuse.attributes import attribute_request, entry_attributes, no_entry
 from cuckoo_mount.fuse.guard import Upcalls, guarded, guarded_silent
+from cuckoo_mount.fuse.options import MountOptions
+from cuckoo_mount.fuse.pushing import Pusher
+from cuckoo_mount.parted.handles import FileHandle
 from cuckoo_mount.parted.partedfs import PartedFS
 from cuckoo_mount.parted.tree import Caller
-from cuckoo_mount.types import NAME_MAX_BYTES, InodeNo
+from cuckoo_mount.types import NAME_MAX_BYTES, Inode, InodeNo
 
 log = logging.getLogger(__name__)
 DIRECTORY_BATCH: Final = 256
@@ -31,8 +35,22 @@ _MANY_INODES: Final = 1 << 32
 Context = pyfuse3.RequestContext
 
 
+def _note_nothing(handle: FileHandle, offset: int, size_bytes: int) -> None:
+    pass
+
+
 def _caller(context: Context) -> Caller:
     return Caller(context.uid, context.gid)
+
+
+def _is_member(context: Context, gid: int) -> bool:
+    """Whether who asks is in a group, or root; not if that cannot be seen (another PID namespace)."""
+    if context.uid == 0 or context.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(context.pid)
+    except (OSError, RuntimeError):
+        return False
 
 
 class Operations(pyfuse3.Operations):
@@ -40,20 +58,32 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = True
-    enable_acl = True
 
-    def __init__(self, filesystem: PartedFS) -> None:
+    def __init__(self, filesystem: PartedFS, options: MountOptions) -> None:
         super().__init__()
         self._fs = filesystem
+        self._options = options
+        self.enable_acl = options.acls
         self.upcalls = Upcalls()
+        self.pusher: Final = Pusher(filesystem, self.upcalls)
+        self._note_read = self.pusher.note_read if options.pushing else _note_nothing
         self._stale, self._stale_receiver = trio.open_memory_channel[InodeNo](1000)
-        filesystem.on_mode_change = self._note_mode_change
+        filesystem.on_attributes_stale = self._note_stale
 
-    def _note_mode_change(self, ino: InodeNo) -> None:
+    def _shown(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        is_written = not inode.chunk_count and self._fs.is_written(inode.ino)
+        return entry_attributes(inode, self._options, is_written=is_written)
+
+    def _check_xattrs(self) -> None:
+        """With noxattr the kernel is told once, for each of the four calls, and never asks again."""
+        if not self._options.xattrs:
+            raise NotImplementedHere("mounted with noxattr")
+
+    def _note_stale(self, ino: InodeNo) -> None:
         try:
             self._stale.send_nowait(ino)
         except trio.WouldBlock:
-            log.warning("the kernel is not told that the mode of inode %d changed: too many at once", ino)
+            log.warning("the kernel is not told that attributes of inode %d changed: too many at once", ino)
 
     async def run_notifier(self) -> None:
         """Tell the kernel of changes it did not make, until cancelled.  From a thread: the call may wait for
@@ -74,7 +104,7 @@ class Operations(pyfuse3.Operations):
         except NotFound:
             return no_entry()
         self._fs.tree.references.add(inode.ino)
-        return entry_attributes(inode)
+        return self._shown(inode)
 
     @guarded_silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -85,7 +115,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getattr(self, inode: int, ctx: Context) -> pyfuse3.EntryAttributes:
         """Attributes of a node."""
-        return entry_attributes(await self._fs.tree.inode(InodeNo(inode)))
+        return self._shown(await self._fs.tree.inode(InodeNo(inode)))
 
     @guarded
     async def setattr(
@@ -101,7 +131,7 @@ class Operations(pyfuse3.Operations):
         changed = await self._fs.set_attributes(InodeNo(inode), request, size_bytes)
         if request.mtime_ns is None:
             self._fs.believe_times(InodeNo(inode))  # before it asks for other changes the kernel sends what it has
-        return entry_attributes(changed)
+        return self._shown(changed)
 
     @guarded
     async def readlink(self, inode: int, ctx: Context) -> bytes:
@@ -115,14 +145,14 @@ class Operations(pyfuse3.Operations):
         """Regular file, device, FIFO or socket."""
         inode = await self._fs.tree.make(InodeNo(parent_inode), name, mode, _caller(ctx), rdev=rdev)
         self._fs.tree.references.add(inode.ino)
-        return entry_attributes(inode)
+        return self._shown(inode)
 
     @guarded
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Context) -> pyfuse3.EntryAttributes:
         """Directory."""
         inode = await self._fs.tree.make(InodeNo(parent_inode), name, mode, _caller(ctx))
         self._fs.tree.references.add(inode.ino)
-        return entry_attributes(inode)
+        return self._shown(inode)
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: Context) -> None:
@@ -139,7 +169,7 @@ class Operations(pyfuse3.Operations):
         """Symbolic link."""
         inode = await self._fs.tree.make(InodeNo(parent_inode), name, stat.S_IFLNK | 0o777, _caller(ctx), target=target)
         self._fs.tree.references.add(inode.ino)
-        return entry_attributes(inode)
+        return self._shown(inode)
 
     @guarded
     async def rename(
@@ -162,7 +192,7 @@ class Operations(pyfuse3.Operations):
         """Hard link."""
         linked = await self._fs.tree.link(InodeNo(inode), InodeNo(new_parent_inode), new_name)
         self._fs.tree.references.add(linked.ino)
-        return entry_attributes(linked)
+        return self._shown(linked)
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: Context) -> pyfuse3.FileInfo:
@@ -177,12 +207,14 @@ class Operations(pyfuse3.Operations):
         """Make a file and open it."""
         handle, inode = await self._fs.create(InodeNo(parent_inode), name, mode, _caller(ctx))
         self._fs.tree.references.add(inode.ino)
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True), entry_attributes(inode)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True), self._shown(inode)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Bytes; fewer than asked for only at the end of the file."""
-        return await self._fs.read(fh, off, size)
+        data = await self._fs.read(fh, off, size)
+        self._note_read(self._fs.handles.file(fh), off, size)
+        return data
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -191,7 +223,9 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def flush(self, fh: int) -> None:
-        """close(2): nothing to do, bytes are kept from WRITE on."""
+        """close(2): nothing to do, bytes are kept from WRITE on.  The kernel asks once, and from then on never again;
+        it still writes its dirty pages and reports their errors at close."""
+        raise NotImplementedHere("close has nothing to wait for")
 
     @guarded
     async def release(self, fh: int) -> None:
@@ -219,7 +253,7 @@ class Operations(pyfuse3.Operations):
                 return
             for entry in entries:
                 name = pyfuse3.FileNameT(entry.name)
-                if not pyfuse3.readdir_reply(token, name, entry_attributes(entry.inode), entry.cookie):
+                if not pyfuse3.readdir_reply(token, name, self._shown(entry.inode), entry.cookie):
                     return
                 if entry.cookie > 2:
                     self._fs.tree.references.add(entry.inode.ino)
@@ -250,21 +284,25 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Context) -> None:
         """Set an extended attribute."""
-        await self._fs.tree.set_xattr(InodeNo(inode), name, value)
+        self._check_xattrs()
+        await self._fs.tree.set_xattr(InodeNo(inode), name, value, is_member=partial(_is_member, ctx))
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: Context) -> bytes:
         """Read an extended attribute."""
+        self._check_xattrs()
         return await self._fs.tree.get_xattr(InodeNo(inode), name)
 
     @guarded
     async def listxattr(self, inode: int, ctx: Context) -> Sequence[bytes]:
         """Names of extended attributes."""
+        self._check_xattrs()
         return await self._fs.tree.list_xattrs(InodeNo(inode))
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: Context) -> None:
         """Remove an extended attribute."""
+        self._check_xattrs()
         await self._fs.tree.remove_xattr(InodeNo(inode), name)
 
     @guarded

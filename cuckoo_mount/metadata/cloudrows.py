@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.database import Part
-from cuckoo_mount.types import CloudName
+from cuckoo_mount.types import CloudName, PackNo
 
-_ONLY_THERE = """
+# '2' → 1 share is enough, '4+2' → 4: what stands before the plus, if there is one.
+_NEEDED = "CASE WHEN instr(p.policy, '+') THEN CAST(p.policy AS INTEGER) ELSE 1 END"
+_ONLY_THERE = f"""
     FROM pack p WHERE p.dead_epoch IS NULL
     AND EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud = ?)
-    AND NOT EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud <> ?)"""
-_SPARE_SHARES = """
-    SELECT pack, sum(length) FROM share s WHERE cloud = ?
-    AND EXISTS (SELECT 1 FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) GROUP BY pack"""
+    AND (SELECT count(*) FROM share s WHERE s.pack = p.number AND s.cloud <> ?) < {_NEEDED}"""
+_SPARE_SHARES = f"""
+    SELECT s.pack, sum(s.length) FROM share s JOIN pack p ON p.number = s.pack WHERE s.cloud = ?
+    AND (SELECT count(*) FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) >= {_NEEDED} GROUP BY s.pack"""
 # '2' → 2 shares, '4+2' → 6: what stands before the plus, and what stands behind it, or nothing.
-_DEGRADED = """
-    SELECT count(*) FROM pack p WHERE p.dead_epoch IS NULL
-    AND (SELECT count(*) FROM share s JOIN cloud c ON c.name = s.cloud WHERE s.pack = p.number)
-    < CAST(p.policy AS INTEGER) + CAST(substr(p.policy, instr(p.policy || '+', '+') + 1) AS INTEGER)"""
+_HAVE = "(SELECT count(*) FROM share s JOIN cloud c ON c.name = s.cloud WHERE s.pack = p.number)"
+_DEGRADED = f"""
+    FROM pack p WHERE p.dead_epoch IS NULL
+    AND {_HAVE} < CAST(p.policy AS INTEGER) + CAST(substr(p.policy, instr(p.policy || '+', '+') + 1) AS INTEGER)"""
 
 
 class CloudRows(Part):
@@ -32,9 +34,13 @@ class CloudRows(Part):
         return row[0], row[1]
 
     async def degraded_packs(self) -> int:
-        row = self._db.row(_DEGRADED)
+        row = self._db.row(f"SELECT count(*) {_DEGRADED}")
         assert row is not None, "an aggregate has a row"
         return int(row[0])
+
+    async def degraded(self, limit: int) -> list[PackNo]:
+        rows = self._db.rows(f"SELECT p.number {_DEGRADED} ORDER BY {_HAVE} - {_NEEDED}, p.number LIMIT ?", (limit,))
+        return [PackNo(number) for (number,) in rows]
 
     async def remove_cloud(self, cloud: CloudName) -> None:
         with self._db.change:

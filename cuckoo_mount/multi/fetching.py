@@ -23,6 +23,8 @@ from cuckoo_mount.types import CloudName, ShareRow
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+DAMAGED_MAX: Final = 10_000
+"""Packs remembered as damaged, until somebody heals them; the next read of another one finds it again."""
 RETRY_PAUSE_S: Final = 0.25
 """Shortest pause before the same clouds are asked again, however soon they may be."""
 _PART_OF_TIME: Final = 0.95
@@ -38,6 +40,18 @@ class ShareReader:
         self._health = health
         self._drive_id = drive_id
         self._clouds = clouds
+        self._damaged: set[bytes] = set()
+
+    def note_damaged(self, pack_id: bytes) -> None:
+        """Remember that a share of the pack is not what was stored."""
+        if len(self._damaged) < DAMAGED_MAX:
+            self._damaged.add(pack_id)
+
+    def take_damaged(self) -> frozenset[bytes]:
+        """Return what was noted since the last call."""
+        found = frozenset(self._damaged)
+        self._damaged.clear()
+        return found
 
     async def first_whole(
         self,
@@ -66,9 +80,80 @@ class ShareReader:
                         )
                     except CloudError as error:
                         reading.note(share, name, error)
+                        if isinstance(error, CloudCorrupt | CloudMissing):
+                            self.note_damaged(pack_id)
                 await self._pause(reading)
         for share in reading.shares:
             reading.errors.setdefault(share, self._health.state(share.cloud).last_error)
+        reading.give_up()
+
+    def is_ready(self, share: ShareRow) -> bool:
+        """Return whether the share's cloud is one of the drive's and answers."""
+        return share.cloud in self._clouds and self._health.is_up(share.cloud)
+
+    async def try_share(
+        self,
+        pack_id: bytes,
+        share: ShareRow,
+        job: Callable[..., T],
+        *args: object,
+        length_bytes: int,
+        deadline_s: float,
+    ) -> T:
+        """Return `job(settings, object name, *args)` for one share, asked once.  Raises: CloudError."""
+        name = pack_share_name(self._drive_id, pack_id, share.share)
+        limit_s = min(deadline_s, transfer_deadline_s(length_bytes))
+        try:
+            return await self._requests.ask_for_object(
+                share.cloud, job, name, *args, deadline_s=limit_s, bytes_down=length_bytes
+            )
+        except (CloudCorrupt, CloudMissing) as error:
+            log.warning("a share is damaged or lost: %s (%s)", error, name)
+            self.note_damaged(pack_id)
+            raise
+
+    async def some(
+        self,
+        pack_id: bytes,
+        shares: Sequence[ShareRow],
+        needed: int,
+        job: Callable[..., T],
+        *args: object,
+        length_bytes: int,
+        deadline_s: float,
+    ) -> dict[int, T]:
+        """Return `job(settings, object name, *args)` of at least `needed` shares, by share; they are asked together.
+
+        Waits for clouds whose trouble may pass.  Raises: DataUnavailable (too few are left), DataTimeout.
+        """
+        reading, found = _Reading(shares, deadline_s), dict[int, T]()
+        for share in shares:
+            if share.cloud not in self._clouds:
+                reading.drop(share, f"cloud {share.cloud}: is not one of this drive's any more")
+
+        async def ask(share: ShareRow, limit_s: float) -> None:
+            try:
+                await self._confirm(reading, share)
+                found[share.share] = await self.try_share(
+                    pack_id, share, job, *args, length_bytes=length_bytes, deadline_s=limit_s
+                )
+                reading.shares.remove(share)
+            except CloudError as error:
+                reading.note(share, pack_share_name(self._drive_id, pack_id, share.share), error)
+
+        with trio.move_on_at(reading.ends_at):
+            while len(found) < needed:
+                if len(found) + len(reading.shares) < needed:
+                    reading.shares.clear()  # those that may still come do not help
+                    reading.give_up()
+                due = [*self._in_order(pack_id, reading.shares), *self._written_off(reading)]
+                limit_s = reading.part_of_time_s()
+                async with trio.open_nursery() as nursery:
+                    for share in due[: needed - len(found)]:
+                        nursery.start_soon(ask, share, limit_s)
+                if not due:
+                    await self._pause(reading)
+            return found
         reading.give_up()
 
     def _in_order(self, pack_id: bytes, shares: Sequence[ShareRow]) -> list[ShareRow]:

@@ -14,8 +14,10 @@ from attrs import frozen
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import Capabilities, Cloud, CloudSettings
 from cuckoo_mount.clouds.registry import forget_cloud, open_cloud
-from cuckoo_mount.errors import CloudCorrupt, CuckooError
+from cuckoo_mount.errors import CloudCorrupt, CuckooError, FormatError
 from cuckoo_mount.format import pack_share_name
+from cuckoo_mount.multi.erasure import parity_path
+from cuckoo_mount.multi.redundancy import Policy
 
 
 @frozen(slots=True)
@@ -46,6 +48,26 @@ def withdraw_pack(settings: CloudSettings, drive_id: bytes, pack_id: bytes, shar
     listed = [found.name for found in jobs.list_objects(settings, folder) if found.name.startswith(stem)]
     jobs.delete_many(settings, sorted({*certain, *listed}))
     return len(listed)
+
+
+def put_share(settings: CloudSettings, name: str, path: str, size_bytes: int, policy: Policy, share: int) -> None:
+    """Store share `share` of the pack file `path`, which must have `size_bytes` bytes, as object `name`.
+
+    A copy is the file; a data share a range of it, filled up with zeros; a parity share a file of its own beside it.
+    Raises: as `jobs.put_file`.
+    """
+    if policy.is_copies:
+        jobs.put_file(settings, name, path, size_bytes)
+        return
+    length = policy.share_bytes(size_bytes)
+    if share >= policy.data:
+        jobs.put_file(settings, name, parity_path(path, share), length)
+        return
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size != size_bytes:
+            raise FormatError(f"{path} has not the {size_bytes} bytes that were to be stored; build it again")
+        data = os.pread(file.fileno(), length, share * length)
+    jobs.put(settings, name, data.ljust(length, b"\0"))
 
 
 def try_cloud(settings: CloudSettings, name: str, size_bytes: int) -> Trial:

@@ -23,9 +23,11 @@ from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
 from cuckoo_mount.multi.placement import choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
+from cuckoo_mount.multi.redundancy import ONE_COPY, Policy, parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
 from cuckoo_mount.multi.rooms import Rooms
 from cuckoo_mount.multi.storing import PackStorer
+from cuckoo_mount.multi.stripes import StripeReader, Wanted
 from cuckoo_mount.types import CloudName, PackRow, ShareRow
 
 T = TypeVar("T")
@@ -56,6 +58,7 @@ class MultiFS:
         self._rooms.set_usage(usage or {})
         self._storer = PackStorer(self._clouds, self._requests, self._rooms, health, drive_id)
         self._reader = ShareReader(self._requests, health, drive_id, self._clouds)
+        self._stripes = StripeReader(self._requests, self._reader)
 
     @property
     def names(self) -> tuple[CloudName, ...]:
@@ -65,16 +68,28 @@ class MultiFS:
     # -- packs --
 
     async def put_pack(
-        self, pack_id: bytes, path: str, size_bytes: int, policy: str, share_digest: bytes
+        self,
+        pack_id: bytes,
+        path: str,
+        size_bytes: int,
+        policy: str,
+        share_digest: bytes,
+        fragments: Sequence[bytes] = (),
     ) -> tuple[ShareRow, ...]:
         """Store the pack file `path` as `policy` wants and return its shares in order of their numbers.  Checkpoint.
 
-        Copies go to distinct clouds; with fewer clouds that take one there are fewer shares, at least one.  A cloud
-        that fails is replaced by another.  If cancelled, or on an error, any share may be there: withdraw the pack.
-        Raises: CloudUnavailable (not one share could be stored; try again later), UsageError (policy not supported),
+        Shares go to distinct clouds; with fewer clouds that take one there are fewer shares, at least as many as
+        reading takes.  A cloud that fails is replaced by another.  `fragments`: the digests of all shares, where they
+        are not copies; the parity shares are files beside the pack's (packs/builder.py).  If cancelled, or on an error,
+        any share may be there: put the pack again, which goes on, or withdraw it.
+        Raises: CloudUnavailable (too few shares could be stored; try again later), UsageError (no such policy),
         FormatError (the file has another size), DataUnavailable (the local file cannot be read).
         """
-        return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest)
+        return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest, fragments)
+
+    def forget_upload(self, pack_id: bytes) -> None:
+        """Forget which shares of a pack are stored already, as it is not going to be put again."""
+        self._storer.forget(pack_id)
 
     def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
         """Return, once, the clouds besides those of `shares` where an upload of the pack failed.
@@ -101,6 +116,22 @@ class MultiFS:
         return await self._reader.first_whole(
             pack_id, shares, job, *args, length_bytes=length_bytes, deadline_s=deadline_s
         )
+
+    async def read_stripe(self, wanted: Wanted, job: Callable[..., T], *args: object, deadline_s: float) -> T:
+        """As `first_whole`, for a pack whose shares are fragments: `job(source, object name, *args)`.
+
+        `source` is a multi.stripejobs.Source.  Raises: DataUnavailable (too few shares are right), DataTimeout.
+        """
+        return await self._stripes.read(wanted, job, *args, deadline_s=deadline_s)
+
+    def take_damaged(self) -> frozenset[bytes]:
+        """Return, and forget, the packs of which a share turned out to be damaged or lost while it was read."""
+        return self._reader.take_damaged()
+
+    def shares_possible(self, pack_bytes: int, policy: str) -> int:
+        """Return how many shares of a pack of that size clouds that are up would take now, at most all of them."""
+        wanted = parse_policy(policy)
+        return len(choose(self._rooms.states(), wanted.share_bytes(pack_bytes), wanted.shares))
 
     async def get_range(
         self, pack_id: bytes, shares: Sequence[ShareRow], offset: int, length_bytes: int, *, deadline_s: float
@@ -139,7 +170,7 @@ class MultiFS:
             except CloudError:
                 kept.update(pack.pack_id for pack in packs[start:])
                 return
-            self._rooms.note_deleted(cloud, [pack.size_bytes for pack in batch])
+            self._rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
 
     async def withdraw(self, pack_id: bytes, *, shares: int) -> bool:
         """Delete whatever is stored of a pack that was never finished, on every cloud.  Checkpoint, raises nothing.
@@ -253,18 +284,19 @@ class MultiFS:
             if answer is None or isinstance(answer, Space):
                 self._rooms.set_space(name, answer)
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Return whether a cloud that is up would take an object of that size, as far as is known."""
-        return bool(choose(self._rooms.states(), size_bytes, 1))
+    def has_room(self, pack_bytes: int, policy: Policy) -> bool:
+        """Return whether enough clouds that are up would take a share of a pack of that size, as far as is known."""
+        chosen = choose(self._rooms.states(), policy.share_bytes(pack_bytes), policy.data)
+        return len(chosen) == policy.data
 
-    async def free_space(self, copies: int = 1) -> Space:
-        """Return how many plain bytes the drive holds at most and can still take, if each is stored `copies` times.
+    async def free_space(self, policy: Policy = ONE_COPY) -> Space:
+        """Return how many plain bytes the drive holds at most and can still take, stored as `policy` wants.
 
         Never asks a cloud (statfs must not wait): what `refresh_space` learnt, and what was stored since.  Clouds that
         are down count as they were, so that `df` does not jump.  Checkpoint.
         """
         await trio.lowlevel.checkpoint()
-        return self._rooms.usable(copies)
+        return self._rooms.usable(policy)
 
     def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
         """Take over from the metadata how many packs and bytes lie on each cloud."""

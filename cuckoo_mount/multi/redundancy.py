@@ -13,6 +13,8 @@ from attrs import frozen
 
 from cuckoo_mount.errors import UsageError
 
+ERASURE_SHARES_MAX: Final = 32
+"""More the library cannot do, and nobody has so many clouds."""
 SHARES_MAX: Final = 256
 """Share numbers are 0 … 255."""
 _TEXT: Final = re.compile(r"([1-9][0-9]{0,2})(?:\+([1-9][0-9]{0,2}))?", re.ASCII)
@@ -37,10 +39,17 @@ class Policy:
         """Number of shares in all; as many clouds are wanted."""
         return self.data + self.parity
 
+    def share_bytes(self, pack_bytes: int) -> int:
+        """Return the length of each share of a pack of `pack_bytes`."""
+        return -(-pack_bytes // self.data)
+
     @property
     def is_copies(self) -> bool:
         """Whether each share is the whole pack."""
         return self.data == 1
+
+
+ONE_COPY: Final = Policy(1, 0)
 
 
 def parse_policy(text: str) -> Policy:
@@ -62,14 +71,13 @@ def format_policy(policy: Policy) -> str:
     return str(policy.shares) if policy.is_copies else f"{policy.data}+{policy.parity}"
 
 
-def copies_of(text: str) -> int:
-    """Return how many copies a policy wants, ≥ 1.
+def describe_policy(policy: Policy) -> str:
+    """Return what people call it: "one copy", "2 copies", "3+2 shares"."""
+    if policy.shares == 1:
+        return "one copy"
+    return f"{policy.shares} copies" if policy.is_copies else f"{format_policy(policy)} shares"
 
-    Raises: UsageError for text that is no policy, and for K+M, which this version can read but not use.
-    """
-    policy = parse_policy(text)
-    if not policy.is_copies:
-        raise UsageError(
-            f"redundancy {text} needs erasure coding, which comes with a later version; use copies, e.g. 2"
-        )
-    return policy.shares
+
+def shares_needed(text: str) -> int:
+    """Return how many shares of a pack are enough to read it.  Raises: UsageError for text that is no policy."""
+    return parse_policy(text).data

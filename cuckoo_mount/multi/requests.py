@@ -49,6 +49,10 @@ class CloudRequests:
         self._drive_id = drive_id
         self._under_way: Counter[CloudName] = Counter()
 
+    async def compute(self, job: Callable[..., T], *args: object, deadline_s: float) -> T:
+        """Return `job(*args)`, run in a worker, which asks no cloud.  Raises: what the job does, CloudUnavailable."""
+        return await self._pool.run(job, *args, deadline_s=deadline_s)
+
     def under_way(self, cloud: CloudName) -> int:
         """Return how many requests to the cloud have begun and not ended."""
         return self._under_way[cloud]

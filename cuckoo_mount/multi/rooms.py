@@ -13,6 +13,7 @@ from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.placement import UNKNOWN_ROOM_BYTES, CloudState, room_bytes, usable_bytes
 from cuckoo_mount.multi.records import CloudEntry
+from cuckoo_mount.multi.redundancy import Policy
 from cuckoo_mount.types import CloudName
 
 
@@ -90,8 +91,8 @@ class Rooms:
         """Return what placement needs to know about every cloud, as of now."""
         return [self._state(name, entry) for name, entry in self._clouds.items()]
 
-    def usable(self, copies: int) -> Space:
-        """Return the plain bytes that fit in all and still, each stored `copies` times.  Clouds count even if down."""
+    def usable(self, policy: Policy) -> Space:
+        """Return the plain bytes that fit in all and still, stored as `policy` wants.  Clouds count even if down."""
         free, total = [], []
         for state in self.states():
             if state.is_read_only:
@@ -100,7 +101,7 @@ class Rooms:
             room = UNKNOWN_ROOM_BYTES if room is None else room
             free.append(room)
             total.append(room + state.placed_bytes)
-        return Space(usable_bytes(total, copies), usable_bytes(free, copies))
+        return Space(*(policy.data * usable_bytes(rooms, policy.shares) for rooms in (total, free)))
 
     def _state(self, name: CloudName, entry: CloudEntry) -> CloudState:
         space, under_way = self._space.get(name), self._under_way.get(name, 0)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from cuckoo_mount.clouds import jobs
 from cuckoo_mount.errors import CloudError, CloudUnavailable, CuckooError, DataUnavailable
 from cuckoo_mount.format import pack_share_name
 from cuckoo_mount.multi.health import Health, Request
+from cuckoo_mount.multi.jobs import put_share
 from cuckoo_mount.multi.placement import CloudState, choose
 from cuckoo_mount.multi.records import CloudEntry, transfer_deadline_s
-from cuckoo_mount.multi.redundancy import copies_of
+from cuckoo_mount.multi.redundancy import Policy, parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, gather
 from cuckoo_mount.multi.rooms import Rooms
 from cuckoo_mount.types import CloudName, ShareRow
@@ -37,16 +37,37 @@ class PackStorer:
         self._health = health
         self._drive_id = drive_id
         self._strays: dict[bytes, set[CloudName]] = {}
+        self._halfway: dict[bytes, dict[int, ShareRow]] = {}
 
     def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
         """Return, and forget, the clouds where a failed upload of the pack may have left an object; see MultiFS."""
         return frozenset(self._strays.pop(pack_id, set()) - {share.cloud for share in shares})
 
+    def forget(self, pack_id: bytes) -> None:
+        """Forget the shares of an upload that was not finished: the pack is withdrawn."""
+        self._halfway.pop(pack_id, None)
+
     async def put_pack(
-        self, pack_id: bytes, path: str, size_bytes: int, policy: str, share_digest: bytes
+        self,
+        pack_id: bytes,
+        path: str,
+        size_bytes: int,
+        policy: str,
+        share_digest: bytes,
+        fragments: Sequence[bytes] = (),
     ) -> tuple[ShareRow, ...]:
         """See MultiFS.put_pack."""
-        upload = _Upload(pack_id, path, size_bytes, share_digest, copies_of(policy))
+        upload = _Upload(pack_id, path, size_bytes, parse_policy(policy), fragments or share_digest)
+        upload.stored.update(self._halfway.pop(pack_id, {}))
+        try:
+            await self._put_all(upload)
+        except BaseException:
+            if upload.stored:
+                self._halfway[pack_id] = dict(upload.stored)
+            raise
+        return tuple(upload.stored[share] for share in sorted(upload.stored))
+
+    async def _put_all(self, upload: _Upload) -> None:
         while upload.missing:
             chosen = self._choose(upload)
             # Clouds that may be back are looked at meanwhile: the shares that can be stored do not wait for them.
@@ -54,14 +75,16 @@ class PackStorer:
             if not chosen and not doubtful:
                 break
             await self._run_round(upload, chosen, doubtful)
-        if not upload.stored:
-            why = "; ".join(str(error) for error in upload.failed.values()) or self._why_nobody(size_bytes)
-            raise CloudUnavailable(f"no cloud took it: {why}", name=f"pack {pack_id.hex()}")
-        return tuple(upload.stored[share] for share in sorted(upload.stored))
+        if len(upload.stored) < upload.policy.data:
+            why = "; ".join(str(error) for error in upload.failed.values()) or self._why_nobody(upload)
+            few = "no cloud took it"
+            if upload.policy.data > 1:
+                few = f"{len(upload.stored)} clouds took a share, {upload.policy.data} are needed at least"
+            raise CloudUnavailable(f"{few}: {why}", name=f"pack {upload.pack_id.hex()}")
 
     def _choose(self, upload: _Upload) -> list[CloudName]:
         usable = [state for state in self._rooms.states() if state.name not in upload.failed]
-        return choose(usable, upload.size_bytes, len(upload.missing), taken=upload.clouds)
+        return choose(usable, upload.share_bytes, len(upload.missing), taken=upload.clouds)
 
     def _doubtful(self, upload: _Upload) -> list[CloudName]:
         return [
@@ -79,7 +102,7 @@ class PackStorer:
         probes = [partial(self._requests.probe, cloud) for cloud in doubtful]
         # Counted before the first checkpoint: who chooses at the same time must see it.
         for cloud in shares.values():
-            self._rooms.begin(cloud, upload.size_bytes)
+            self._rooms.begin(cloud, upload.share_bytes)
         strays = self._strays.setdefault(upload.pack_id, set())
         strays.update(shares.values())
         stored: set[CloudName] = set()
@@ -89,38 +112,43 @@ class PackStorer:
         finally:
             strays -= stored
             for cloud in shares.values():
-                self._rooms.end(cloud, upload.size_bytes, stored=cloud in stored)
+                self._rooms.end(cloud, upload.share_bytes, stored=cloud in stored)
         for cloud, error in zip([*shares.values(), *doubtful], outcomes, strict=True):
             if isinstance(error, CloudError):
                 upload.failed[cloud] = error
             elif isinstance(error, CuckooError):
                 raise error  # about the local file: no other cloud would help
         rows = {
-            share: ShareRow(share, cloud, upload.share_digest) for share, cloud in shares.items() if cloud in stored
+            share: ShareRow(share, cloud, upload.digest(share)) for share, cloud in shares.items() if cloud in stored
         }
         upload.stored.update(rows)
 
     async def _put_share(self, upload: _Upload, share: int, cloud: CloudName) -> None:
         name = pack_share_name(self._drive_id, upload.pack_id, share)
-        size_bytes = upload.size_bytes
+        size_bytes = upload.share_bytes
         try:
             await self._requests.ask(
                 cloud,
                 Request.WRITE,
-                jobs.put_file,
+                put_share,
                 name,
                 upload.path,
-                size_bytes,
+                upload.size_bytes,
+                upload.policy,
+                share,
                 deadline_s=transfer_deadline_s(size_bytes),
                 bytes_up=size_bytes,
             )
         except OSError as error:
             raise DataUnavailable(f"pack file {upload.path} cannot be read: {error.strerror}; build it again") from None
 
-    def _why_nobody(self, size_bytes: int) -> str:
+    def _why_nobody(self, upload: _Upload) -> str:
         if not self._clouds:
             return "the drive has no clouds; add one with `cuckoo cloud add`"
-        return "; ".join(self._why_not(state, size_bytes) for state in self._rooms.states())
+        others = [state for state in self._rooms.states() if state.name not in upload.clouds]
+        if not others:
+            return "there is no other cloud; add some with `cuckoo cloud add`"
+        return "; ".join(self._why_not(state, upload.share_bytes) for state in others)
 
     def _why_not(self, state: CloudState, size_bytes: int) -> str:
         if state.is_read_only:
@@ -134,18 +162,25 @@ class PackStorer:
 class _Upload:
     """One pack on its way: what is stored where, which clouds failed, which share numbers are missing."""
 
-    def __init__(self, pack_id: bytes, path: str, size_bytes: int, share_digest: bytes, copies: int) -> None:
+    def __init__(
+        self, pack_id: bytes, path: str, size_bytes: int, policy: Policy, digests: bytes | Sequence[bytes]
+    ) -> None:
         self.pack_id = pack_id
         self.path = path
         self.size_bytes = size_bytes
-        self.share_digest = share_digest
+        self.policy = policy
+        self.share_bytes = policy.share_bytes(size_bytes)
+        self._digests = digests
         self.stored: dict[int, ShareRow] = {}
         self.failed: dict[CloudName, CloudError] = {}
-        self._copies = copies
+
+    def digest(self, share: int) -> bytes:
+        """Return the digest of a share: copies have one for all of them."""
+        return self._digests if isinstance(self._digests, bytes) else self._digests[share]
 
     @property
     def missing(self) -> list[int]:
-        return [share for share in range(self._copies) if share not in self.stored]
+        return [share for share in range(self.policy.shares) if share not in self.stored]
 
     @property
     def clouds(self) -> frozenset[CloudName]:

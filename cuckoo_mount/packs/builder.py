@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cuckoo_mount.errors import DataUnavailable, FileSystemError, NoSpace
 from cuckoo_mount.format import (
@@ -27,6 +27,8 @@ from cuckoo_mount.format import (
 from cuckoo_mount.layers.base import SealContext, Stack
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.layers.stack import stack_of
+from cuckoo_mount.multi.erasure import parity_of, parity_path, split
+from cuckoo_mount.multi.redundancy import ONE_COPY, Policy
 from cuckoo_mount.types import DirtyChunk, Duplicate, SealedChunk, VersionNo
 
 INDEX_DIGEST_BYTES: Final = 16
@@ -54,7 +56,8 @@ class ChunkSource:
 class BuildSpec:
     """All that a worker needs to build one pack.  `target`: path of the pack file, made or overwritten.
 
-    `seal_repeats`: give every source a body of its own, even if an earlier one has the same bytes.
+    `seal_repeats`: give every source a body of its own, even if an earlier one has the same bytes.  `policy`: with an
+    erasure code the parity shares are made, too, in files beside the target (`parity_path`).
     """
 
     drive_id: bytes
@@ -64,11 +67,14 @@ class BuildSpec:
     sources: tuple[ChunkSource, ...]
     target: str
     seal_repeats: bool = False
+    policy: Policy = ONE_COPY
 
 
 @frozen(slots=True)
 class BuiltPack:
     """A complete pack file on the local disk.  `share_digest`: keyed hash of all its bytes, digest of each copy.
+
+    `fragments`: the digest of each share, where shares are not copies.
 
     `missing`: chunks whose local file was gone; they are not in the pack.  `sealed` may be empty because of them.
     `repeats`: chunks with the bytes of an earlier one, which is sealed; they are not in the pack either.
@@ -81,6 +87,7 @@ class BuiltPack:
     sealed: tuple[SealedChunk, ...]
     missing: tuple[DirtyChunk, ...]
     repeats: tuple[Duplicate, ...] = ()
+    fragments: tuple[bytes, ...] = ()
 
 
 def build_pack(spec: BuildSpec) -> BuiltPack:
@@ -98,10 +105,23 @@ def build_pack(spec: BuildSpec) -> BuiltPack:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
+        fragments = () if spec.policy.is_copies else _write_parity(spec)
         _sync_directory(os.path.dirname(spec.target))
     except OSError as error:
         raise _local_error(error, "pack file", spec.target) from None
-    return body.result()
+    return evolve(body.result(), fragments=fragments)
+
+
+def _write_parity(spec: BuildSpec) -> tuple[bytes, ...]:
+    """Write the parity shares of the finished pack file, and return the digest of every share.  Raises: OSError."""
+    with open(spec.target, "rb", buffering=0) as file:
+        shares = split(file.readall(), spec.policy)
+    for number, share in enumerate(parity_of(shares, spec.policy), spec.policy.data):
+        shares.append(share)
+        with open(parity_path(spec.target, number), "wb", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(share)
+    return tuple(spec.keys.share_hasher().update(share).digest() for share in shares)
 
 
 class _PackBody:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cuckoo_mount.format import ENTRY_BYTES, FOOTER_BYTES, HEADER_BYTES
-from cuckoo_mount.types import PackFill
+from cuckoo_mount.types import PackFill, PackRow
 
 MAX_CHUNKS_PER_PACK: Final = 4096
 """So many chunks close a pack, however small they are: its index is 80 bytes for each."""
@@ -39,6 +39,11 @@ def needed_bytes(pack: PackFill) -> int:
 def fullness(pack: PackFill, pack_size_bytes: int) -> float:
     """Return how much of what closes a pack lives in this one, 0 … about 1: plain bytes, or the number of chunks."""
     return max(pack.live_bytes / pack_size_bytes, pack.versions / MAX_CHUNKS_PER_PACK)
+
+
+def fill_of(pack: PackRow) -> PackFill:
+    """Return how much of a pack lives; how many versions that is, is not counted."""
+    return PackFill(pack.number, pack.policy, pack.size_bytes, pack.live_bytes, pack.used_bytes, 0)
 
 
 def choose_now_and_then(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:

@@ -21,6 +21,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.choosing import SMALL, SPARSE_FILL, Batch, choose_now_and_then, choose_thoroughly
 from cuckoo_mount.packs.compaction import Compactor, Moved
 from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown
+from cuckoo_mount.packs.healing import Healer
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import PackFill, PackNo
@@ -59,6 +60,7 @@ class Collected:
 
     packs_deleted: int = 0
     packs_compacted: int = 0
+    packs_healed: int = 0
     packs_kept: int = 0
     freed_bytes: int = 0
     objects_deleted: int = 0
@@ -85,6 +87,7 @@ class Collector:
         self._drive_id = drive_id
         self._is_idle = is_idle
         self._compactor = Compactor(metadata, writer, reader, moved)
+        self._healer = Healer(metadata, multifs, writer, self._compactor, is_idle)
         self._lock = trio.Lock()
         self._compacted_at = -math.inf
         self._after: PackNo | None = None
@@ -92,8 +95,9 @@ class Collector:
     async def collect(self, *, oldest_kept_epoch: OldestKept = _no_epochs, thorough: bool) -> Collected:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
-        Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), and withdraw what failed
-        uploads left.  Not `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: compact
+        Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), withdraw what failed uploads
+        left, and heal a few packs (packs/healing.py), or all of them if `thorough`.  Not `thorough`: compact a little,
+        now and then, while the drive is idle.  `thorough`: compact
         until little more is stored than lives, and delete unknown objects, which lists every cloud.
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
@@ -101,7 +105,10 @@ class Collector:
         async with self._lock:
             self._compactor.unreachable.clear()
             await self._writer.withdraw_left()
-            await clear_strays(self._metadata, self._multifs, self._drive_id, copies=self._writer.copies)
+            await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.shares)
+            healed = await self._healer.heal_some()
+            while thorough and (more := await self._healer.heal_some()):
+                healed += more
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
@@ -111,6 +118,7 @@ class Collector:
         return Collected(
             packs_deleted=garbage.packs,
             packs_compacted=compacted,
+            packs_healed=healed,
             packs_kept=garbage.kept,
             freed_bytes=garbage.freed_bytes,
             objects_deleted=deleted,
@@ -159,7 +167,7 @@ class Collector:
         """Compact batch by batch; return how many packs were replaced."""
         replaced = 0
         for batch in batches:
-            if is_enough() or len(self._writer.clouds_up) < min(self._writer.copies, len(self._multifs.names)):
+            if is_enough() or len(self._writer.clouds_up) < min(self._writer.shares, len(self._multifs.names)):
                 break
             try:
                 replaced += len(batch) if await self._compactor.compact(batch) else 0

@@ -16,6 +16,7 @@ import trio
 
 from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.errors import DataTimeout, DataUnavailable
+from cuckoo_mount.multi.redundancy import shares_needed
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
 from cuckoo_mount.packs.choosing import Batch
 from cuckoo_mount.packs.compactjobs import save_runs
@@ -89,7 +90,9 @@ class Compactor:
         """Return whether a cloud that is up has a share of each of these packs; no request is made."""
         up = self._writer.clouds_up
         rows = [await self._metadata.get_pack(pack.number) for pack in batch]
-        away = {row.number for row in rows if not any(share.cloud in up for share in row.shares)}
+        away = {
+            row.number for row in rows if sum(share.cloud in up for share in row.shares) < shares_needed(row.policy)
+        }
         self.unreachable |= away
         return not away
 
@@ -123,7 +126,7 @@ class Compactor:
 
     async def _is_as_safe(self, batch: Batch, stored: StoredPack) -> bool:
         """Return whether the new pack has as many shares as its policy wants, or as any of the old ones has."""
-        if len(stored.shares) >= self._writer.copies:
+        if len(stored.shares) >= self._writer.shares:
             return True
         rows = [await self._metadata.get_pack(pack.number) for pack in batch]
         return len(stored.shares) >= max(len(row.shares) for row in rows)

@@ -13,8 +13,8 @@ from typing import Final
 
 from attrs import frozen
 
-from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.errors import DataUnavailable
+from cuckoo_mount.multi.stripejobs import Source
 from cuckoo_mount.packs.jobs import OpenSpec, fetch_run
 from cuckoo_mount.types import Location
 
@@ -32,12 +32,12 @@ class SaveRun:
     start: int
 
 
-def save_run(settings: CloudSettings, name: str, spec: OpenSpec, run: SaveRun) -> int:
+def save_run(source: Source, name: str, spec: OpenSpec, run: SaveRun) -> int:
     """Fetch the chunks of a run with one range request and write their plain bytes; return how many.
 
     Raises: CloudCorrupt and what `Cloud.get_range` raises; DataUnavailable when the local disk refuses.
     """
-    plain = b"".join(fetch_run(settings, name, spec, run.locations))
+    plain = b"".join(fetch_run(source, name, spec, run.locations))
     try:
         # Not made here: one that was removed meanwhile is not wanted any more.
         descriptor = os.open(run.path, os.O_WRONLY | os.O_CLOEXEC)

@@ -18,6 +18,7 @@ from cuckoo_mount.catalogue import CollectedCatalogue, PackCatalogue
 from cuckoo_mount.errors import CloudError, FormatError
 from cuckoo_mount.format import pack_share_name, parse_pack_share_name
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.types import CloudName, PackNo, PackRow, ShareRow
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ async def collect_garbage(
         else:
             await metadata.forget_pack(pack.number)
             packs += 1
-    freed_bytes = sum(pack.size_bytes * len(pack.shares) for pack in deleted)
+    freed_bytes = sum(parse_policy(pack.policy).share_bytes(pack.size_bytes) * len(pack.shares) for pack in deleted)
     last = dead[-1].number if len(dead) == limit else None
     return Garbage(packs, freed_bytes, len(dead) - packs, last)
 
@@ -110,10 +111,10 @@ def _waiting(multifs: MultiFS, pack: PackRow) -> bool:
     return any(share.cloud in multifs.names and not multifs.is_up(share.cloud) for share in pack.shares)
 
 
-async def clear_strays(metadata: CollectedCatalogue, multifs: MultiFS, drive_id: bytes, *, copies: int) -> int:
+async def clear_strays(metadata: CollectedCatalogue, multifs: MultiFS, drive_id: bytes, *, shares: int) -> int:
     """Delete what uploads that were given up may have left; return how many (pack, cloud) wait for their cloud.
 
-    Only on clouds that are up; no request where nothing is known to be left.  `copies`: shares a pack may have had.
+    Only on clouds that are up; no request where nothing is known to be left.  `shares`: how many a pack may have had.
     Checkpoint.  Raises: MetadataError.
     """
     waiting = 0
@@ -122,9 +123,9 @@ async def clear_strays(metadata: CollectedCatalogue, multifs: MultiFS, drive_id:
             await metadata.forget_stray(pack_id, cloud)  # the cloud left the drive
             continue
         pack = await metadata.find_pack(pack_id)
-        shares = pack.shares if pack is not None else ()
-        wanted = {share.share for share in shares if share.cloud == cloud}
-        count = max(copies, len(multifs.names), *(share.share + 1 for share in shares), 1)
+        known = pack.shares if pack is not None else ()
+        wanted = {share.share for share in known if share.cloud == cloud}
+        count = max(shares, len(multifs.names), *(share.share + 1 for share in known), 1)
         names = [pack_share_name(drive_id, pack_id, number) for number in range(count) if number not in wanted]
         try:
             if not multifs.is_up(cloud):

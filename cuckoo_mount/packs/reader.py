@@ -14,6 +14,8 @@ from cuckoo_mount.catalogue import PackCatalogue
 from cuckoo_mount.errors import DataUnavailable
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.redundancy import parse_policy
+from cuckoo_mount.multi.stripes import Wanted
 from cuckoo_mount.packs.compactjobs import SaveRun, save_run
 from cuckoo_mount.packs.jobs import OpenSpec, fetch_ahead, fetch_chunk, fetch_run
 from cuckoo_mount.types import Location, PackNo, PackRow
@@ -54,7 +56,7 @@ class PackReader:
         Raises: DataUnavailable (no share is whole; names every cloud and object), DataTimeout (the clouds did not
         answer before the deadline), MetadataError (no such pack; its chunks were overwritten or deleted).
         """
-        return await self._fetch(location.pack, fetch_chunk, location, length_bytes=location.length_bytes)
+        return await self._fetch((location,), fetch_chunk, location)
 
     async def read_run(self, locations: Sequence[Location]) -> list[bytes]:
         """Return the bytes at each of several locations of one pack, in the order given; neighbours in one request.
@@ -66,8 +68,7 @@ class PackReader:
             raise ValueError("a run lies in one pack")
         found: dict[Location, bytes] = {}
         for run in runs(locations):
-            length_bytes = run[-1].offset + run[-1].length_bytes - run[0].offset
-            plain = await self._fetch(run[0].pack, fetch_run, run, length_bytes=length_bytes)
+            plain = await self._fetch(run, fetch_run, run)
             found.update(zip(run, plain, strict=True))
         return [found[location] for location in locations]
 
@@ -78,28 +79,26 @@ class PackReader:
         least one; together they should be one of the groups of `runs`.  Raises: as `read`, for the first one, and also
         where a share is so short that the request as a whole fails: then read that one alone.
         """
-        start = min(location.offset for location in locations)
-        end = max(location.offset + location.length_bytes for location in locations)
-        return await self._fetch(locations[0].pack, fetch_ahead, tuple(locations), length_bytes=end - start)
+        return await self._fetch(locations, fetch_ahead, tuple(locations))
 
     async def save_run(self, run: SaveRun) -> None:
         """Write chunks of one pack, verified, into the local file that `run` names (packs/compactjobs.py).
 
         Raises: as `read`; DataUnavailable also when the local disk refused.
         """
-        first, last = run.locations[0], run.locations[-1]
-        length_bytes = last.offset + last.length_bytes - first.offset
-        await self._fetch(first.pack, save_run, run, length_bytes=length_bytes)
+        await self._fetch(run.locations, save_run, run)
 
     def forget(self, pack: PackNo) -> None:
         """Drop what is remembered of a pack, after its shares changed (repair, drain) or it was forgotten."""
         self._rows.pop(pack, None)
 
-    async def _fetch(self, pack: PackNo, job: Callable[..., T], what: object, *, length_bytes: int) -> T:
+    async def _fetch(self, locations: Sequence[Location], job: Callable[..., T], what: object) -> T:
+        pack = locations[0].pack
+        span = (min(item.offset for item in locations), max(item.offset + item.length_bytes for item in locations))
         remembered = pack in self._rows
         row = await self._row(pack)
         try:
-            return await self._ask(row, job, what, length_bytes=length_bytes)
+            return await self._ask(row, job, what, span)
         except DataUnavailable:
             if not remembered:
                 raise
@@ -107,10 +106,15 @@ class PackReader:
             newer = await self._row(pack)
             if newer.shares == row.shares and newer.pack_id == row.pack_id:
                 raise
-        return await self._ask(newer, job, what, length_bytes=length_bytes)
+        return await self._ask(newer, job, what, span)
 
-    async def _ask(self, row: PackRow, job: Callable[..., T], what: object, *, length_bytes: int) -> T:
+    async def _ask(self, row: PackRow, job: Callable[..., T], what: object, span: tuple[int, int]) -> T:
         spec = OpenSpec(drive_id=self._drive_id, pack_id=row.pack_id, keys=self._keys, encrypted=self._encrypted)
+        policy = parse_policy(row.policy)
+        if not policy.is_copies:
+            wanted = Wanted(row.pack_id, row.shares, policy, row.size_bytes, *span)
+            return await self._multifs.read_stripe(wanted, job, spec, what, deadline_s=self._deadline_s)
+        length_bytes = span[1] - span[0]
         return await self._multifs.first_whole(
             row.pack_id, row.shares, job, spec, what, length_bytes=length_bytes, deadline_s=self._deadline_s
         )

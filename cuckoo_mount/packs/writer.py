@@ -20,8 +20,9 @@ from attrs import frozen
 from cuckoo_mount.catalogue import PackCatalogue
 from cuckoo_mount.format import ID_BYTES
 from cuckoo_mount.layers.keys import DriveKeys
+from cuckoo_mount.multi.erasure import parity_path
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.redundancy import copies_of
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
 from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, ShareRow
@@ -74,7 +75,7 @@ class PackWriter:
         policy: str = "1",
         pack_size_bytes: int = PACK_SIZE_BYTES,
     ) -> None:
-        """Raises: UsageError when the policy is not supported."""
+        """Raises: UsageError when the policy is not one."""
         self._metadata = metadata
         self._multifs = multifs
         self._pool = pool
@@ -84,7 +85,9 @@ class PackWriter:
         self.policy: Final = policy
         self.pack_size_bytes: Final = pack_size_bytes
         self.staging_dir: Final = staging_dir
-        self.copies: Final = copies_of(policy)
+        self._policy = parse_policy(policy)
+        self.shares: Final = self._policy.shares
+        self.shares_needed: Final = self._policy.data
         self._begun: set[bytes] = set()
         self._left: set[bytes] = set()
 
@@ -95,7 +98,7 @@ class PackWriter:
 
     def is_full(self, size_bytes: int) -> bool:
         """Return whether clouds are up, and none of them has room for a pack of that size, as far as is known."""
-        return bool(self.clouds_up) and not self._multifs.has_room(size_bytes)
+        return bool(self.clouds_up) and not self._multifs.has_room(size_bytes, self._policy)
 
     async def build(self, sources: Sequence[ChunkSource], *, seal_repeats: bool = False) -> BuiltPack:
         """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.
@@ -114,11 +117,12 @@ class PackWriter:
             sources=tuple(sources),
             target=str(target),
             seal_repeats=seal_repeats,
+            policy=self._policy,
         )
         try:
             return await self._pool.run(build_pack, spec, deadline_s=BUILD_DEADLINE_S)
         except BaseException:  # cancellation, too
-            _remove(str(target))
+            self._remove(str(target))
             raise
 
     async def store(self, built: BuiltPack) -> StoredPack:
@@ -135,12 +139,12 @@ class PackWriter:
         # Also when it was begun before: that call may have been cancelled before it was durable.
         await self._metadata.make_durable()
         shares = await self._multifs.put_pack(
-            built.pack_id, built.path, built.size_bytes, self.policy, built.share_digest
+            built.pack_id, built.path, built.size_bytes, self.policy, built.share_digest, built.fragments
         )
         # From here on a cancellation waits: what is stored must be reported.
         self._begun.discard(built.pack_id)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_remove, built.path)
+            await trio.to_thread.run_sync(self._remove, built.path)
         strays = self._multifs.take_strays(built.pack_id, shares)
         return StoredPack(built.pack_id, self.policy, built.size_bytes, shares, strays)
 
@@ -150,14 +154,14 @@ class PackWriter:
         Where a cloud does not answer, the intent stays for `withdraw_left`; that of a pack that was stored and never
         finished stays for the next `recover`.  One that was finished is not touched.
         """
-        await trio.to_thread.run_sync(_remove, built.path)
+        await trio.to_thread.run_sync(self._remove, built.path)
         if built.pack_id in self._begun:
             self.leave(built)
             await self._withdraw(built.pack_id)
 
     def leave(self, built: BuiltPack) -> None:
         """Give up a built pack now, without waiting: `withdraw_left` or the next mount clears it away."""
-        _remove(built.path)
+        self._remove(built.path)
         if built.pack_id in self._begun:
             self._begun.discard(built.pack_id)
             self._left.add(built.pack_id)
@@ -207,18 +211,20 @@ class PackWriter:
             log.warning("%d interrupted uploads are cleared away later: not every cloud answers", kept)
         return Recovery(withdrawn, kept, files)
 
+    def _remove(self, path: str) -> None:
+        numbers = () if self._policy.is_copies else range(self._policy.data, self._policy.shares)
+        for name in (path, *(parity_path(path, number) for number in numbers)):
+            with suppress(OSError):  # what stays goes at the next mount
+                os.unlink(name)
+
     async def _withdraw(self, pack_id: bytes) -> bool:
+        self._multifs.forget_upload(pack_id)
         # The intent goes after the objects: until then it is what they are found by.
-        confirmed = await self._multifs.withdraw(pack_id, shares=self.copies)
+        confirmed = await self._multifs.withdraw(pack_id, shares=self.shares)
         if confirmed:
             await self._metadata.abandon_pack(pack_id)
             self._left.discard(pack_id)
         return confirmed
-
-
-def _remove(path: str) -> None:
-    with suppress(OSError):  # what stays goes at the next mount
-        os.unlink(path)
 
 
 def _empty_folder(folder: Path) -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
 from attrs import frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.clock import now_ns
 from cuckoo_mount.errors import (
     DataTimeout,
@@ -28,8 +30,17 @@ from cuckoo_mount.errors import (
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import DirectoryHandle, FileHandle, HandleTable
+from cuckoo_mount.parted.stillness import Stillness
 from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set_id
-from cuckoo_mount.types import SIZE_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
+from cuckoo_mount.types import (
+    CHUNK_SIZE_BYTES,
+    SIZE_MAX_BYTES,
+    ChunkIndex,
+    DirectoryEntry,
+    Inode,
+    InodeChanges,
+    InodeNo,
+)
 
 DEADLINE_S: Final = 60.0
 IMPATIENT_S: Final = 1.0
@@ -63,9 +74,13 @@ class PartedFS:
         self._space = space
         self._deadline_s = deadline_s
         self._fence = Fence()
+        self._stillness = Stillness()
         self.tree: Final = Tree(metadata, cache, self._fence)
         self.handles: Final = HandleTable()
-        self.on_mode_change: Callable[[InodeNo], None] = lambda ino: None
+        self.access_times = True
+        """Whether reading moves atime, as relatime does."""
+        self.on_attributes_stale: Callable[[InodeNo], None] = lambda ino: None
+        """Called when attributes are no longer what callers were told, for another reason than what they asked for."""
 
     def refuse_writes(self, reason: str) -> None:
         """Let every call that changes names, attributes or content raise ReadOnly(reason) from now on; reads go on.
@@ -96,17 +111,55 @@ class PartedFS:
         inode = await self._metadata.get_inode(ino)
         if stat.S_ISDIR(inode.mode):
             raise IsADirectory("open of a directory")
-        state = await self._cache.open(ino, writing=writing)
+        state = await self._open_state(ino, writing=writing)
         self.tree.references.add(ino)
-        handle = FileHandle(state, writing=writing, drops_privileges=writing and _has_set_id(inode.mode))
+        drops_privileges = writing and _has_set_id(inode.mode)
+        # Through a handle that only writes, the kernel reads the rest of a page that is written in part.
+        leaves_atime = bool(flags & os.O_NOATIME) or flags & os.O_ACCMODE == os.O_WRONLY
+        handle = FileHandle(state, writing=writing, drops_privileges=drops_privileges, leaves_atime=leaves_atime)
         number = self.handles.add_file(handle)
-        if flags & os.O_TRUNC and state.size_bytes:
+        if writing and state.writers == 1 and not self._cache.overlay(inode).chunk_count:
+            self.on_attributes_stale(ino)  # `is_written` is news
+        if flags & os.O_TRUNC:
             try:
-                await self._resize(handle, 0)
+                await (self._resize(handle, 0) if state.size_bytes else self._drop_privileges(handle))
             except BaseException:
                 await self.release(number)
                 raise
         return number
+
+    def is_written(self, ino: InodeNo) -> bool:
+        """Whether somebody has a file open for writing."""
+        return self._cache.has_writers(ino)
+
+    async def _open_state(self, ino: InodeNo, *, writing: bool) -> FileState:
+        """As `ChunkCache.open`; who will write waits until nobody holds the file still; nobody does from then on."""
+        state = await self._cache.open(ino, writing=writing)
+        if writing and self._stillness.is_held(ino):
+            try:
+                await self._stillness.wait(ino)
+            except BaseException:
+                self._cache.release(state, writing=True)
+                raise
+        return state
+
+    @contextmanager
+    def still_chunk(self, ino: InodeNo, index: ChunkIndex, margin_bytes: int) -> Iterator[tuple[int, bytes] | None]:
+        """Yield (offset, bytes) of what is here of a chunk, and keep the file from changing until the block ends.
+
+        Yields None if nothing is here, or somebody has the file open for writing.  Opening it for writing, and
+        truncating it, wait meanwhile; reads do not.  `margin_bytes` at a side of the chunk are left out where the chunk
+        beside it is not here: a read over the border may wait for that one.
+        """
+        found = None
+        if not self._stillness.is_held(ino):
+            found = self._cache.present_part(ino, index, margin_bytes)
+        if found is None:
+            yield None
+            return
+        start, data = found
+        with self._stillness.hold(ino):
+            yield index * CHUNK_SIZE_BYTES + start, data
 
     async def read(self, number: int, offset: int, size_bytes: int) -> bytes:
         """Return up to `size_bytes` bytes, fewer only at the end of the file.
@@ -114,9 +167,10 @@ class PartedFS:
         Waits for clouds up to the deadline.  Raises: DataUnavailable, DataTimeout, InvalidArgument.
         """
         handle = self.handles.file(number)
-        if not handle.was_read:
-            handle.was_read = True
-            await self._note_access(handle.state.ino)
+        if not handle.leaves_atime:
+            handle.leaves_atime = True
+            if self.access_times:
+                await self._note_access(handle.state.ino)
         deadline_s = AGAIN_S if trio.current_time() < handle.impatient_until_s else self._deadline_s
         with trio.move_on_after(deadline_s):
             return await self._cache.read(handle.state, offset, size_bytes)
@@ -143,16 +197,19 @@ class PartedFS:
         if offset + len(data) > SIZE_MAX_BYTES:
             raise FileTooBig(f"a file has at most {SIZE_MAX_BYTES} bytes")
         if handle.drops_privileges:
-            handle.drops_privileges = False
-            await self._drop_privileges(handle.state.ino)
+            await self._drop_privileges(handle)
         await self._cache.write(handle.state, offset, data)
         return len(data)
 
-    async def _drop_privileges(self, ino: InodeNo) -> None:
+    async def _drop_privileges(self, handle: FileHandle) -> None:
+        if not handle.drops_privileges:
+            return
+        handle.drops_privileges = False
+        ino = handle.state.ino
         inode = await self._metadata.get_inode(ino)
         if without_set_id(inode.mode) != inode.mode:
             await self._metadata.change_inode(ino, InodeChanges(mode=without_set_id(inode.mode)))
-            self.on_mode_change(ino)
+            self.on_attributes_stale(ino)
 
     async def release(self, number: int) -> None:
         """Close a file's handle.  Its bytes are kept whether or not a flush ever came."""
@@ -194,7 +251,7 @@ class PartedFS:
         self._cache.undo_stamp(ino)
 
     async def _truncate(self, inode: Inode, size_bytes: int) -> None:
-        state = await self._cache.open(inode.ino, writing=True)
+        state = await self._open_state(inode.ino, writing=True)
         handle = FileHandle(state, writing=True, drops_privileges=_has_set_id(inode.mode))
         try:
             await self._resize(handle, size_bytes)
@@ -202,9 +259,7 @@ class PartedFS:
             self._cache.release(state, writing=True)
 
     async def _resize(self, handle: FileHandle, size_bytes: int) -> None:
-        if handle.drops_privileges:
-            handle.drops_privileges = False
-            await self._drop_privileges(handle.state.ino)
+        await self._drop_privileges(handle)
         await self._cache.set_size(handle.state, size_bytes, now_ns())
 
     async def open_directory(self, ino: InodeNo) -> int:

@@ -10,6 +10,7 @@ What changes names or attributes looks at the fence first, and raises ReadOnly b
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from typing import Final
 
 from attrs import frozen
@@ -32,7 +33,7 @@ from cuckoo_mount.parted.handles import References
 from cuckoo_mount.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
 
 XATTR_MAX_BYTES: Final = 65536
-_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 
 
 @frozen(slots=True)
@@ -61,6 +62,18 @@ def check_name(name: bytes) -> None:
         raise NameTooLong(f"a name has at most {NAME_MAX_BYTES} bytes")
     if not name or b"/" in name or b"\0" in name:
         raise InvalidArgument("not a name")
+
+
+def check_attribute_name(name: bytes) -> None:
+    """Raises: NotSupported (unknown namespace), NameTooLong, InvalidArgument (nothing but a namespace)."""
+    if name.startswith(_NAMESPACES):
+        if name in _NAMESPACES:
+            raise InvalidArgument("an attribute's name goes on after its namespace")
+        if len(name) > NAME_MAX_BYTES:
+            raise NameTooLong(f"an attribute's name has at most {NAME_MAX_BYTES} bytes")
+    elif name not in (acl.ACCESS, acl.DEFAULT):
+        known = b", ".join(_NAMESPACES).decode()
+        raise NotSupported(f"extended attributes are called {known}…, and the two ACLs are there")
 
 
 class Tree:
@@ -232,23 +245,24 @@ class Tree:
         return {acl.ACCESS: acl.build(acl.with_mode(acl.parse(value), mode))}
 
     async def get_xattr(self, ino: InodeNo, name: bytes) -> bytes:
-        """Return an extended attribute.  Raises: NoAttribute, StaleInode."""
+        """Return an extended attribute.  Raises: NoAttribute, NotSupported, InvalidArgument, StaleInode."""
+        check_attribute_name(name)
         return await self._metadata.get_xattr(ino, name)
 
     async def list_xattrs(self, ino: InodeNo) -> list[bytes]:
         """Return the names of all extended attributes."""
         return await self._metadata.list_xattrs(ino)
 
-    async def set_xattr(self, ino: InodeNo, name: bytes, value: bytes) -> None:
+    async def set_xattr(
+        self, ino: InodeNo, name: bytes, value: bytes, *, is_member: Callable[[int], bool] = lambda gid: True
+    ) -> None:
         """Set an extended attribute; an access ACL changes the mode with it.
 
+        As with chmod(2) the set-group-id bit goes if the caller is not in the node's group: `is_member` tells of a gid.
         Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL), StaleInode.
         """
         self._fence.check()
-        if not name.startswith(_NAMESPACES):
-            raise NotSupported(f"extended attributes are called {b', '.join(_NAMESPACES).decode()}…")
-        if len(name) > NAME_MAX_BYTES:
-            raise NameTooLong(f"an attribute's name has at most {NAME_MAX_BYTES} bytes")
+        check_attribute_name(name)
         if len(value) > XATTR_MAX_BYTES:
             raise AttributeTooBig(f"an attribute has at most {XATTR_MAX_BYTES} bytes")
         ctime_ns = now_ns()
@@ -261,6 +275,8 @@ class Tree:
                 raise NotSupported("only a directory has a default ACL")
             if name == acl.ACCESS and entries:
                 mode = acl.mode_of(entries, inode.mode)
+                if mode & stat.S_ISGID and not is_member(inode.gid):
+                    mode &= ~stat.S_ISGID
             if not entries or (name == acl.ACCESS and acl.is_minimal(entries)):
                 stored = None
         if stored is None and name not in await self._metadata.list_xattrs(ino):
@@ -269,8 +285,14 @@ class Tree:
         await self._metadata.set_xattrs(ino, {name: stored}, InodeChanges(mode=mode, ctime_ns=ctime_ns))
 
     async def remove_xattr(self, ino: InodeNo, name: bytes) -> None:
-        """Remove an extended attribute.  Raises: NoAttribute, StaleInode."""
+        """Remove an extended attribute; an ACL that is not there is no error, as on Linux's own file systems.
+
+        Raises: NoAttribute, NotSupported, InvalidArgument, StaleInode.
+        """
         self._fence.check()
+        check_attribute_name(name)
+        if name in (acl.ACCESS, acl.DEFAULT) and name not in await self._metadata.list_xattrs(ino):
+            return
         await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 

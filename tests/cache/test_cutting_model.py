@@ -120,7 +120,7 @@ class CutPlayer(Player):
         async with cutting(rig, self.place.root, self.cuts.number) as epoch:
             with trio.fail_after(30):
                 async with trio.open_nursery() as nursery:
-                    rig.pool.hold(*[("build_pack",), ("put_file",), (), ("fetch_chunk", "build_pack")][a % 4])
+                    rig.pool.hold(*[("build_pack",), ("put_share",), (), ("fetch_chunk", "build_pack")][a % 4])
                     nursery.start_soon(epoch.cut.send)
                     await trio.testing.wait_all_tasks_blocked(0.002)
                     await self.some(rig, b)
@@ -138,7 +138,7 @@ class CutPlayer(Player):
         async with cutting(rig, self.place.root, self.cuts.number) as epoch:
             with trio.fail_after(30):
                 async with trio.open_nursery() as nursery:
-                    rig.pool.hold(*[("build_pack",), ("put_file",), ()][a % 3])
+                    rig.pool.hold(*[("build_pack",), ("put_share",), ()][a % 3])
                     nursery.start_soon(epoch.cut.send)
                     await trio.testing.wait_all_tasks_blocked(0.002)
                     await self.some(rig, b)

@@ -144,7 +144,7 @@ def test_unknown_keys_are_warned_of_by_name(paths: DrivePaths, caplog: pytest.Lo
         pytest.param("encrypted = 1", "encrypted", id="bool"),
         pytest.param('redundancy = "0"', "redundancy", id="redundancy"),
         pytest.param('redundancy = "1"', "write none", id="redundancy-1"),
-        pytest.param('redundancy = "4+2"', "later release; use a number of copies", id="redundancy-code"),
+        pytest.param('redundancy = "30+9"', "at most 32 shares", id="redundancy-code"),
         pytest.param('pack_size = "1000KiB"', "from 1MiB to 256MiB", id="pack-small"),
         pytest.param('pack_size = "257MiB"', "from 1MiB to 256MiB", id="pack-big"),
         pytest.param("redundancy = 1", "redundancy", id="redundancy-type"),

@@ -145,7 +145,7 @@ async def test_status(paths: DrivePaths) -> None:
     assert status["pid"] == os.getpid()
     assert status["mountpoint"] == str(paths.data)
     assert status["state"] == "ok"
-    assert status["fuse"] == {"upcalls": {"getattr": 1, "write": 2}}
+    assert status["fuse"] == {"upcalls": {"getattr": 1, "write": 2}, "pushes": 0, "pushed_bytes": 0}
     assert status["version"]
 
 

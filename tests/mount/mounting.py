@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -262,6 +263,14 @@ class Mount:
     def status(self) -> dict[str, Any]:
         """Return what `cuckoo status --json` shows."""
         return self.control("status")
+
+    def upcalls(self) -> Counter[str]:
+        """Return how often the kernel asked, by handler."""
+        return Counter(self.status()["fuse"]["upcalls"])
+
+    def pushes(self) -> int:
+        """Return how many chunks went to the kernel's page cache unasked."""
+        return int(self.status()["fuse"]["pushes"])
 
     def pending(self) -> Mapping[str, int]:
         """Return what the daemon knows and has not sent yet: `files`, `chunks`, `bytes`."""

@@ -31,6 +31,7 @@ from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
 from cuckoo_mount.multi.records import transfer_deadline_s as deadline_of
+from cuckoo_mount.multi.redundancy import Policy
 from cuckoo_mount.types import CloudName, CloudRow, PackNo, PackRow, ShareRow
 from tests.packs.packtools import DRIVE, PACK, InlinePool, make_cloud, make_clouds, stored_objects
 
@@ -96,7 +97,7 @@ async def test_groups_are_kept_apart(tmp_path: Path) -> None:
 async def test_nothing_is_written_before_the_identity_was_read(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "a")
     await setup.put()
-    assert [function for function, _ in setup.pool.calls] == ["check_identity", "put_file"]
+    assert [function for function, _ in setup.pool.calls] == ["check_identity", "put_share"]
 
 
 async def test_a_folder_without_drive_json_gets_nothing(tmp_path: Path) -> None:
@@ -175,8 +176,8 @@ async def test_a_drive_without_clouds_says_so(tmp_path: Path) -> None:
 async def test_what_is_no_clouds_fault_is_told_as_it_is(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "a")
     await setup.multifs.probe()
-    with pytest.raises(UsageError, match="later version"):
-        await setup.put("4+2")
+    with pytest.raises(UsageError, match="not understood"):
+        await setup.put("4+")
     with pytest.raises(FormatError, match="build it again"):
         await setup.multifs.put_pack(PACK, str(setup.pack), 1, "1", DIGEST)
     with pytest.raises(DataUnavailable, match="cannot be read"):
@@ -437,16 +438,16 @@ async def test_free_space_is_what_fits(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     clouds = {CloudName(name): make_cloud(tmp_path, name, capacity_bytes=1000) for name in names}
     setup = Setup(tmp_path, clouds=clouds)
-    assert await setup.multifs.free_space() == await setup.multifs.free_space(1)
+    assert await setup.multifs.free_space() == await setup.multifs.free_space(Policy(1, 0))
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     before = len(setup.pool.calls)
     assert (await setup.multifs.free_space()).free_bytes == 3000
-    assert (await setup.multifs.free_space(copies=3)).total_bytes == 1000
+    assert (await setup.multifs.free_space(Policy(1, 2))).total_bytes == 1000
     await setup.put("3")
-    assert (await setup.multifs.free_space(copies=3)).free_bytes == 1000 - len(CONTENT)
-    assert (await setup.multifs.free_space(copies=3)).total_bytes == 1000
-    assert [function for function, _ in setup.pool.calls[before:]] == ["put_file"] * 3
+    assert (await setup.multifs.free_space(Policy(1, 2))).free_bytes == 1000 - len(CONTENT)
+    assert (await setup.multifs.free_space(Policy(1, 2))).total_bytes == 1000
+    assert [function for function, _ in setup.pool.calls[before:]] == ["put_share"] * 3
 
 
 async def test_space_that_clouds_report_counts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.multi.placement import CloudState, can_take, choose, room_bytes, usable_bytes
-from cuckoo_mount.multi.redundancy import Policy, copies_of, format_policy, parse_policy
+from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy, shares_needed
 from cuckoo_mount.types import CloudName
 
 GIB = 1 << 30
@@ -162,7 +162,9 @@ def test_what_is_no_policy(text: str) -> None:
         parse_policy(text)
 
 
-def test_erasure_coding_is_understood_and_not_yet_used() -> None:
-    assert copies_of("3") == 3
-    with pytest.raises(UsageError, match="comes with a later version"):
-        copies_of("4+2")
+@pytest.mark.parametrize(
+    ("text", "needed", "length"), [("1", 1, 1000), ("3", 1, 1000), ("4+2", 4, 250), ("3+1", 3, 334)]
+)
+def test_shares_needed_and_their_length(text: str, needed: int, length: int) -> None:
+    assert shares_needed(text) == needed
+    assert parse_policy(text).share_bytes(1000) == length

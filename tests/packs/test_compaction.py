@@ -158,7 +158,7 @@ async def test_one_request_reads_a_sparse_pack(drive: Drive) -> None:
         drive.pool.calls.clear()
         await drive.collector.collect(thorough=False)
         jobs = [job for job, _ in drive.pool.calls]
-        assert (jobs.count("save_run"), jobs.count("put_file")) == (3, 2)
+        assert (jobs.count("save_run"), jobs.count("put_share")) == (3, 2)
 
 
 async def test_small_packs_become_one(drive: Drive) -> None:
@@ -210,7 +210,7 @@ async def test_what_dies_or_changes_meanwhile_is_not_moved(drive: Drive) -> None
         await drive.fill()
 
         def die() -> None:
-            if drive.pool.calls and drive.pool.calls[-1][0] == "put_file":
+            if drive.pool.calls and drive.pool.calls[-1][0] == "put_share":
                 drive.pool.on_step = lambda: None
                 nursery.start_soon(drive.remove, b"0-0", b"1-1", b"1-2", b"1-3", b"1-4", b"1-0")
 

@@ -93,7 +93,7 @@ async def test_an_upload_that_only_seemed_to_fail_is_cleared_away(tmp_path: Path
     drive = Drive(tmp_path, "a", "b")
     drive.policy = "1"
     async with drive.mounted():
-        drive.pool.late["put_file"] = CloudTimeout("took too long")
+        drive.pool.late["put_share"] = CloudTimeout("took too long")
         await drive.add(b"f")
         assert drive.objects() == 2
         assert await _orphans(drive) == 1

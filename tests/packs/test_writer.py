@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cuckoo_mount.errors import CloudUnavailable, DataUnavailable, UsageError
+from cuckoo_mount.errors import CloudUnavailable, DataUnavailable
 from cuckoo_mount.format import identity_name, pack_share_name
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
@@ -165,11 +165,6 @@ async def test_recovery_makes_the_staging_folder(tmp_path: Path) -> None:
     drive.staging.rmdir()
     await drive.writer.recover()
     assert drive.staging.stat().st_mode & 0o777 == 0o700
-
-
-def test_erasure_coding_is_refused_early(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="later version"):
-        Drive(tmp_path, "a", policy="4+2")
 
 
 class CancelAt:

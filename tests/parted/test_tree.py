@@ -313,6 +313,16 @@ async def test_acl_and_mode_move_together(tmp_path: Path) -> None:
         assert await tree.list_xattrs(file.ino) == []
 
 
+async def test_an_acl_that_is_not_there_can_be_removed(tmp_path: Path) -> None:
+    """As on ext4 and xfs; another attribute that is not there is an error."""
+    async with opened(tmp_path) as rig:
+        tree = rig.filesystem.tree
+        file = await make(rig.filesystem, b"f")
+        for name in (acl.ACCESS, acl.DEFAULT):
+            await tree.remove_xattr(file.ino, name)
+        assert await tree.inode(file.ino) == file
+
+
 @pytest.mark.parametrize(
     ("mode", "left"),
     [
@@ -332,7 +342,7 @@ def test_which_set_id_bits_go(mode: int, left: int) -> None:
 async def test_set_id_bits_go_with_the_first_change(tmp_path: Path, how: str) -> None:
     async with opened(tmp_path) as rig:
         fs, told = rig.filesystem, list[InodeNo]()
-        fs.on_mode_change = told.append
+        fs.on_attributes_stale = told.append
         ino = await put(fs, b"f", b"x")
         await fs.tree.set_attributes(ino, AttributeRequest(mode=0o6755))
         handle = await fs.open(ino, os.O_WRONLY | (os.O_TRUNC if how == "open" else 0))
