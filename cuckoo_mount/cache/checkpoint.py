@@ -141,6 +141,7 @@ class Checkpointer:
             self._files.remove(ino)
             if number % _BATCH == 0:
                 await trio.lowlevel.checkpoint()
+        await self._files.free_removed()
         if doomed:
             self._content.pressure.made_progress()
 

@@ -2,8 +2,8 @@
 folder.
 
 Used by the rest of cache/.  Loop thread only; calls are short local system calls, except `to_state`/`to_cache` across
-file systems and `sync`, which go to threads.  Descriptors are kept open up to a bound, least recently used first out.
-A chunk lies at its own offset, so one pread serves neighbouring chunks.
+file systems, `sync` and `free_removed`, which go to threads.  Descriptors are kept open up to a bound, least recently
+used first out.  A chunk lies at its own offset, so one pread serves neighbouring chunks.
 Invariants: I-13 (dirty files in the state folder), I-19 (unknown files are removed at mount).
 """
 
@@ -13,6 +13,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,12 @@ from cuckoo_mount.types import InodeNo
 MAX_OPEN_FILES: Final = 400
 FEW_FILES: Final = 8
 """Up to this many files are synced one by one; for more, one syncfs is cheaper (docs/measurements.md)."""
+LARGE_BYTES: Final = 1 << 20
+"""With so much on the disk a file that was removed is closed in a thread: a disk takes up to milliseconds for each
+extent, and a file that was written here and there has thousands of them."""
 _FOLDERS: Final = 256
+_SECTOR_BYTES: Final = 512
+"""What st_blocks counts."""
 
 
 @define(slots=True, eq=False)
@@ -50,6 +56,8 @@ class LocalFiles:
         self._state = state_folder
         self._cache = cache_folder
         self._open: OrderedDict[InodeNo, LocalFile] = OrderedDict()
+        self._removed: list[int] = []
+        """Descriptors of large files that have no name any more: the last close gives their room back."""
         for folder in (state_folder, cache_folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for number in range(_FOLDERS):
@@ -129,18 +137,31 @@ class LocalFiles:
             file.moving = None
 
     def remove(self, ino: InodeNo) -> None:
-        """Delete the inode's file; none is no error.  The commit that stopped referring to it is durable (I-5)."""
+        """Delete the inode's file; none is no error.  The commit that stopped referring to it is durable (I-5).
+
+        The room of a large one comes back at `free_removed`.
+        """
         file = self._open.pop(ino, None)
-        if file is not None:
-            if file.pins:
-                self._open[ino] = file
-                raise AssertionError(f"local file of inode {ino} is removed while a thread uses it")
-            os.close(file.fd)
+        if file is not None and file.pins:
+            self._open[ino] = file
+            raise AssertionError(f"local file of inode {ino} is removed while a thread uses it")
         for in_state in (True, False):
-            try:
-                os.unlink(self.path(ino, in_state=in_state))
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError):
+                path = self.path(ino, in_state=in_state)
+                if file is None and _is_large(os.lstat(path)):
+                    self._removed.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                os.unlink(path)
+        if file is not None and _is_large(os.fstat(file.fd)):
+            self._removed.append(file.fd)
+        elif file is not None:
+            os.close(file.fd)
+
+    async def free_removed(self) -> None:
+        """Return when the room of removed files was given back; seconds for large ones.  Cannot be cancelled then."""
+        removed, self._removed = self._removed, []
+        if removed:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_close_each, removed)
 
     async def sync(self, files: Sequence[LocalFile]) -> None:
         """Return when the bytes written to these files are on the disk.  Checkpoint; cannot be cancelled meanwhile.
@@ -178,9 +199,20 @@ class LocalFiles:
         for file in self._open.values():
             os.close(file.fd)
         self._open.clear()
+        _close_each(self._removed)
+        self._removed.clear()
         if self._state_fd >= 0:
             os.close(self._state_fd)
             self._state_fd = -1
+
+
+def _is_large(status: os.stat_result) -> bool:
+    return status.st_blocks * _SECTOR_BYTES > LARGE_BYTES
+
+
+def _close_each(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def _sync_each(descriptors: Sequence[int]) -> None:

@@ -93,6 +93,7 @@ async def _remove_unknown(metadata: Metadata, files: LocalFiles, inodes: set[Ino
             files.remove(ino)
         if number % _BATCH == 0:
             await trio.lowlevel.checkpoint()
+    await files.free_removed()
 
 
 async def _forget_missing(metadata: Metadata, files: LocalFiles) -> None:

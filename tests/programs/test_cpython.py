@@ -27,7 +27,7 @@ OTHERS: Final = (
     *("test_os", "test_shutil", "test_sqlite3", "test_tarfile", "test_zipfile", "test_mailbox", "test_pathlib"),
     "test_largefile",
 )
-_FAILED: Final = re.compile(rb"^(?:FAIL|ERROR): .*", re.MULTILINE)
+_FAILED: Final = re.compile(rb"^(?:(?:FAIL|ERROR): .*|test_\w+ (?:failed|crashed|timed out))", re.MULTILINE)
 
 
 def present(names: Sequence[str]) -> list[str]:

@@ -64,6 +64,6 @@ def test_fio_verifies_what_it_wrote(mount: Mount, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_fio_verifies_more_than_the_cache_holds(mount: Mount, tmp_path: Path) -> None:
     mount.deadline_s = 1800
-    mount.configure(cache_limit="64MiB")
-    sizes = {"sequential": "256m", "random": "96m", "unaligned": "48m", "mapped": "96m", "direct": "32m"}
+    mount.configure(cache_limit="32MiB")
+    sizes = {"sequential": "128m", "random": "40m", "unaligned": "24m", "mapped": "40m", "direct": "16m"}
     run_fio(mount, tmp_path, sizes, 900)

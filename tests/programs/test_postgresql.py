@@ -153,12 +153,13 @@ class Server:
         return count
 
 
-def end_abruptly(server: subprocess.Popen[bytes]) -> None:
-    """Kill all of the server's processes; return when they are gone."""
-    # First the one that starts others.
+def kill_under(server: subprocess.Popen[bytes], mount: Mount) -> None:
+    """Kill the daemon while the server is at work, then all of the server's processes; return when they are gone."""
+    # Stopped, it starts no others, and cannot end by itself at what it finds then.
     server.send_signal(signal.SIGSTOP)
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     fds = [os.pidfd_open(int(word)) for word in children]
+    mount.kill()
     for fd in fds:
         signal.pidfd_send_signal(fd, signal.SIGKILL)
     server.kill()
@@ -184,8 +185,7 @@ def crash(server: Server, before: int) -> None:
         with server.started("pgbench", "-n", *LOAD, "-T", "100", "-l", f"--log-prefix={log}", "postgres") as bench:
             while server.transactions() < before + 100:
                 assert bench.poll() is None
-            server.mount.kill()
-            end_abruptly(postgres)
+            kill_under(postgres, server.mount)
             # It notices that the server is gone, writes its logs out, and ends.
             assert bench.wait(60) != 0
 
