@@ -49,7 +49,7 @@ class CloudGroup(click.Group):
 def command() -> None:
     """Add, list, test, change and remove a drive's clouds.
 
-    A cloud is a folder, an S3 bucket, or what any other PyFilesystem URL names.
+    A cloud is a folder, here or on a WebDAV, SSH or FTP server, an S3 bucket, or what another PyFilesystem URL names.
     """
 
 
@@ -96,7 +96,8 @@ def add(
 ) -> int:
     """Make the storage at URL a cloud of the drive, called NAME, and use it from now on.
 
-    URL is a folder, s3://bucket/prefix?endpoint_url=…, or any other PyFilesystem URL.
+    URL is a folder, s3://bucket/prefix?endpoint_url=…, webdavs://host/path, ssh://user@host/path, ftps://host/path, or
+    any other PyFilesystem URL; docs/clouds.md has what each needs.
     """
     check_cloud_name(name)
     cloud = CloudConfig(

@@ -27,7 +27,7 @@ from cuckoo_mount.clouds.ftpsession import CA_FILE, FtpSession, kind_of_reply, m
 from cuckoo_mount.clouds.names import check_object_name, check_prefix, check_range
 from cuckoo_mount.clouds.remoteplace import RemotePlace, parse_remote_place
 from cuckoo_mount.clouds.translate import describe
-from cuckoo_mount.clouds.walking import Entry, temporary_name, walk
+from cuckoo_mount.clouds.walking import Entry, NameLocks, temporary_name, walk
 from cuckoo_mount.errors import (
     CloudCorrupt,
     CloudError,
@@ -40,7 +40,6 @@ from cuckoo_mount.errors import (
 CONNECTIONS_MAX: Final = 4
 """Servers allow few from one address."""
 _ATTEMPTS: Final = CONNECTIONS_MAX + 1  # all in the stock may turn out to be broken
-_PUT_LOCKS: Final = 256
 _REFUSALS: Final = 3
 _SECURE: Final = "ftps"
 _LOGIN: Final = frozenset({430, 530, 532})
@@ -59,7 +58,7 @@ class FtpCloud:
         self._context: ssl.SSLContext | None = make_context(settings, place) if place.scheme == _SECURE else None
         self._lock = threading.Lock()
         self._connections = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        self._put_locks = [threading.Lock() for _ in range(_PUT_LOCKS)]
+        self._names = NameLocks()
         self._stock: list[FtpSession] = []
         self._ready_folders: set[str] = set()
 
@@ -76,7 +75,7 @@ class FtpCloud:
         content = bytes(data)
         try:
             # Renaming over a file is two steps on some servers.
-            with self._put_locks[hash(name) % _PUT_LOCKS]:
+            with self._names.of(name):
                 self._call(name, lambda session: self._put(session, name, content))
         except CloudMissing as error:
             self._ready_folders.clear()

@@ -28,7 +28,7 @@ from cuckoo_mount.clouds.remoteplace import RemotePlace, parse_remote_place
 from cuckoo_mount.clouds.sftplogin import OPTIONS, PASSPHRASE, log_in, require_paramiko
 from cuckoo_mount.clouds.sftptransfer import read_part, write_all
 from cuckoo_mount.clouds.translate import describe
-from cuckoo_mount.clouds.walking import Entry, temporary_name, walk
+from cuckoo_mount.clouds.walking import Entry, NameLocks, temporary_name, walk
 from cuckoo_mount.errors import (
     CloudCorrupt,
     CloudError,
@@ -66,6 +66,7 @@ class SftpCloud:
         home = place.path == _HOME or place.path.startswith(f"{_HOME}/")
         self._root = (place.path[len(_HOME) :].strip("/") or ".") if home else place.path
         self._lock = threading.Lock()
+        self._names = NameLocks()
         self._channels = threading.BoundedSemaphore(CHANNELS_MAX)
         self._client: paramiko.SSHClient | None = None
         self._stock: list[paramiko.SFTPClient] = []
@@ -90,7 +91,8 @@ class SftpCloud:
         check_object_name(name)
         content = bytes(data)
         try:
-            self._call(name, lambda sftp: self._put(sftp, name, content))
+            with self._names.of(name):
+                self._call(name, lambda sftp: self._put(sftp, name, content))
         except CloudMissing as error:
             message = "its folder vanished while it was written; try again"
             raise CloudUnavailable(message, cloud=self._settings.name, name=name) from error

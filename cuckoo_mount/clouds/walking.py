@@ -1,4 +1,4 @@
-"""Listings of storages with real folders, and the temporary names of puts that are renamed when they are complete.
+"""Listings of storages with real folders, and what puts need: temporary names, a lock per name.
 
 Used by the drivers for WebDAV, SFTP and FTP.  Any thread.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ LISTING_THREADS: Final = 4
 """Folders that are asked for at a time: a drive has 256 with packs in them."""
 LEFTOVER_AGE_S: Final = 24 * 3600.0
 """Temporary files older than this belong to no put that is still running, whatever the server's clock says."""
+_NAME_LOCKS: Final = 256
 _TEMPORARY: Final = re.compile(r"~put-[0-9a-f]{16}")
 
 
@@ -34,6 +36,17 @@ class Entry:
     name: str
     size_bytes: int | None
     changed_s: float = 0.0
+
+
+class NameLocks:
+    """A lock per name, for puts: some servers stumble over two of the same object at a time."""
+
+    def __init__(self) -> None:
+        self._locks = [threading.Lock() for _ in range(_NAME_LOCKS)]
+
+    def of(self, name: str) -> threading.Lock:
+        """Return the lock of object `name`, which it may share with others."""
+        return self._locks[hash(name) % _NAME_LOCKS]
 
 
 def temporary_name(name: str) -> str:

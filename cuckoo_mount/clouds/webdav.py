@@ -35,7 +35,7 @@ from cuckoo_mount.clouds import webdavxml
 from cuckoo_mount.clouds.base import Capabilities, CloudSettings, ObjectInfo, Space
 from cuckoo_mount.clouds.names import check_object_name, check_prefix, check_range
 from cuckoo_mount.clouds.remoteplace import RemotePlace, parse_remote_place
-from cuckoo_mount.clouds.walking import Entry, temporary_name, walk
+from cuckoo_mount.clouds.walking import Entry, NameLocks, temporary_name, walk
 from cuckoo_mount.clouds.webdaverrors import Answer, answered, broken
 from cuckoo_mount.errors import (
     CloudCorrupt,
@@ -53,7 +53,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 """Limit for making a connection, where `timeout_s` is not shorter."""
 _SCHEMES: Final = {"webdav": "http", "webdavs": "https"}
 _UPLOAD, _CA_FILE = "upload", "ca_file"
-_PUT_LOCKS: Final = 256
 _UPLOADS: Final = ("direct", "move")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/")
 _GOOD: Final = frozenset({200, 201, 204, 206, 207})
@@ -81,7 +80,7 @@ class WebDavCloud:
         self._headers = _headers(place)
         self._manager = _make_manager(settings, place, self._base)
         self._lock = threading.Lock()
-        self._put_locks = [threading.Lock() for _ in range(_PUT_LOCKS)]
+        self._names = NameLocks()
         self._folders: set[str] = {""}
         self._read_folders: set[str] = set()
         self._tells_space: bool | None = None
@@ -104,7 +103,7 @@ class WebDavCloud:
         check_object_name(name)
         content = bytes(data)  # no copy if it is bytes
         # rclone refuses all but one of several puts of the same name at a time.
-        with self._put_locks[hash(name) % _PUT_LOCKS]:
+        with self._names.of(name):
             self._put_into_folder(name, content)
 
     def get(self, name: str) -> bytes:

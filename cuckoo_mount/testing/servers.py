@@ -52,7 +52,7 @@ def find_program(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
-        raise FileNotFoundError(f"program {name} is not installed; ./bootstrap test installs it")
+        raise FileNotFoundError(f"program {name} is not installed; ./bootstrap test installs what tests need")
     return found
 
 

@@ -89,6 +89,29 @@ def test_folders_are_made_once_for_all_processes(cloud: Cloud, settings: CloudSe
     assert proxy.counts().requests == {"PROPFIND": 1, "MKCOL": 1, "PUT": 5}
 
 
+def test_a_locked_name_is_asked_for_again(cloud: Cloud, proxy: HttpProxy) -> None:
+    cloud.put("a/b", b"x")
+    proxy.reset()
+    proxy.break_requests(Fault("status", methods=("PUT",), status=423, times=2))
+    cloud.put("a/b", b"y")
+    assert proxy.counts().requests == {"PUT": 3}
+    assert cloud.get("a/b") == b"y"
+
+
+def test_a_put_that_moves_leaves_nothing_when_it_is_cut(
+    settings: CloudSettings, proxy: HttpProxy, webdav: FileServer, folder: str
+) -> None:
+    moving = evolve(settings, options=(("upload", "move"),))
+    with contextlib.closing(open_webdav_cloud(moving, moving.url)) as cloud:
+        cloud.put("a/b", b"x")
+        proxy.break_requests(Fault("cut_request", methods=("PUT",)))
+        with pytest.raises(CloudUnavailable):
+            cloud.put("a/c", bytes(300_000))
+        proxy.break_requests()
+        webdav.notice()
+        assert [info.name for info in cloud.list("")] == ["a/b"]
+
+
 def test_a_put_that_moves_costs_two(settings: CloudSettings, proxy: HttpProxy) -> None:
     moving = evolve(settings, options=(("upload", "move"),))
     with contextlib.closing(open_webdav_cloud(moving, moving.url)) as cloud:
@@ -173,7 +196,6 @@ def test_a_connection_dropped_once_is_not_noticed(cloud: Cloud, proxy: HttpProxy
         (413, CloudFull, "limit for uploads"),
         (416, CloudCorrupt, "ends before"),
         (418, CloudUnavailable, "HTTP status 418"),
-        (423, CloudUnavailable, "locked"),
         (429, CloudUnavailable, "too many requests; try again in 1 s"),
         (500, CloudUnavailable, "HTTP status 500"),
         (503, CloudUnavailable, "busy, or down for maintenance; try again in 1 s"),

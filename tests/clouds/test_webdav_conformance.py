@@ -92,6 +92,7 @@ class TestWebDav(CloudConformance):
         return Restart(restart=webdav.restart)
 
 
+@pytest.mark.long  # not for its own sake: the ordinary run has the other way, and one test of this one
 class TestWebDavByMoving(TestWebDav):
     """Objects are put under a temporary name and moved; for servers that write in place."""
 
