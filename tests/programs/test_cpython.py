@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(240)]
 
 PYTHON: Final = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
 """Not that of the virtual environment: some tests look at where Python lies."""
-QUICK: Final = ("test_posix", "test_posixpath", "test_genericpath", "test_mmap", "test_fileio", "test_glob")
+QUICK: Final = ("test_posix", "test_posixpath", "test_genericpath", "test_mmap", "test_fileio")
 OTHERS: Final = (
     *("test_os", "test_shutil", "test_sqlite3", "test_tarfile", "test_zipfile", "test_mailbox", "test_pathlib"),
-    "test_largefile",
+    *("test_glob", "test_largefile"),
 )
 _FAILED: Final = re.compile(rb"^(?:(?:FAIL|ERROR): .*|test_\w+ (?:failed|crashed|timed out))", re.MULTILINE)
 
