@@ -55,7 +55,7 @@ def sftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     yield from started(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="session", params=["pyftpdlib", "rclone-ftp"])
+@pytest.fixture(scope="session", params=["pyftpdlib", pytest.param("rclone-ftp", marks=pytest.mark.long)])
 def ftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
     """Give a running FTP server, of each kind in turn."""
     yield from started(request.param, tmp_path_factory)
