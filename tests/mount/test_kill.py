@@ -29,7 +29,7 @@ from tests.mount.mounting import ControlError, Mount, MountError
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-KILLS: Final = 20
+KILLS: Final = 12
 KILLS_LONG: Final = 150
 SEED_VARIABLE: Final = "CUCKOO_KILL_SEED"
 BLOCK: Final = 4096

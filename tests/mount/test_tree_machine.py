@@ -47,7 +47,7 @@ DIFFERENCES: Final = {
 
 CHUNK: Final = 1 << 20
 SETTINGS: Final = settings(
-    max_examples=25,
+    max_examples=14,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

@@ -103,6 +103,7 @@ def test_a_burnt_laptop_comes_back_as_of_one_moment(fires: Fires) -> None:
     burn_drives(fires, DRIVES)
 
 
+@pytest.mark.long
 def test_laptop_after_laptop_burns(fires: Fires) -> None:
     burn_generations(fires, GENERATIONS)
 

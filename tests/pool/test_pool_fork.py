@@ -121,6 +121,7 @@ def test_a_machine_that_was_away_keeps_what_it_has(tmp_path: Path, make_machine:
         third.clear_away()
 
 
+@pytest.mark.long
 def test_a_machine_without_connection_goes_on_where_nobody_else_wrote(
     tmp_path: Path, make_machine: MakeMachine
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_machine_without_connection_goes_on_where_nobody_else_wrote(
     assert_same_survey(survey(second.path), wanted)
 
 
+@pytest.mark.long
 def test_a_machine_mounted_without_connection_learns_of_the_other_one(
     tmp_path: Path, make_machine: MakeMachine
 ) -> None:
@@ -238,6 +240,7 @@ def test_a_machine_wakes_up_and_the_drive_is_another_ones(tmp_path: Path, make_m
     assert_same_survey(survey(first.path), wanted)
 
 
+@pytest.mark.long
 def test_an_idle_machine_that_was_taken_over_from_follows(tmp_path: Path, make_machine: MakeMachine) -> None:
     """It has nothing of its own, so that it goes on with what the other one wrote."""
     first, second = pair(tmp_path, make_machine)

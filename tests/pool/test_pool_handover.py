@@ -76,6 +76,7 @@ def test_turn_by_turn(tmp_path: Path, make_machine: MakeMachine) -> None:
     assert first.status()["cache"]["misses"] == 0
 
 
+@pytest.mark.long
 def test_a_repository_that_goes_to_and_fro(tmp_path: Path, make_machine: MakeMachine) -> None:
     """Commits, repacking and a rename of everything, by turns."""
     first, second = pair(tmp_path, make_machine)
@@ -161,6 +162,7 @@ def test_one_machine_at_a_time(tmp_path: Path, make_machine: MakeMachine) -> Non
     first.sync()
 
 
+@pytest.mark.long
 def test_looking_on_while_another_machine_works(tmp_path: Path, make_machine: MakeMachine) -> None:
     """-o ro shows its last epoch, and leaves nothing that is in the way afterwards."""
     first, second = pair(tmp_path, make_machine)

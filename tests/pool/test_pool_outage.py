@@ -28,6 +28,8 @@ OUTAGES: Final = {
     "uploads cut": Fault("cut_request", methods=("PUT",)),
 }
 
+IN_SHORT: Final = ("connections dropped", "uploads cut")
+
 
 def content(number: int) -> bytes:
     return random.Random(number).randbytes(60 * KIB)
@@ -82,7 +84,9 @@ def go_through(mount: PoolMount, servers: ThreeServers, fault: Fault) -> None:
     assert (inventory.orphans, inventory.dangling, inventory.intents, inventory.strays) == ([], [], 0, 0)
 
 
-@pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.parametrize(
+    "outage", [name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.long) for name in OUTAGES]
+)
 def test_one_server_is_in_trouble(make_pool: MakePool, three_servers: ThreeServers, outage: str) -> None:
     go_through(make_pool(three_servers.places, redundancy="2"), three_servers, OUTAGES[outage])
 

@@ -52,7 +52,7 @@ def from_every_cloud(machine: Machine, source: Path, how: str, *, files: int, ra
         machine.wipe()
 
 
-@pytest.mark.parametrize("how", ["unmounted", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("unmounted", marks=pytest.mark.long), "killed"])
 def test_every_cloud_is_enough(tmp_path: Path, make_machine: MakeMachine, how: str) -> None:
     machine = make_machine(three_folders(tmp_path))
     from_every_cloud(machine, tmp_path / "source", how, files=200, random_mib=16)
@@ -109,6 +109,7 @@ def test_the_recovery_key_opens_it_too(tmp_path: Path, make_machine: MakeMachine
         machine.wipe()
 
 
+@pytest.mark.long
 def test_without_a_key_file(tmp_path: Path, make_machine: MakeMachine) -> None:
     """--ask leaves no key on the disk; then the mount takes the passphrase."""
     machine = make_machine(three_folders(tmp_path))
@@ -134,6 +135,7 @@ def test_a_drive_that_is_not_encrypted_needs_nothing(tmp_path: Path, make_machin
         machine.wipe()
 
 
+@pytest.mark.long
 def test_a_folder_has_moved(tmp_path: Path, make_machine: MakeMachine) -> None:
     """--cloud says where it is now; what is the door need not be named."""
     machine = make_machine(three_folders(tmp_path))
