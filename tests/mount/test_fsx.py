@@ -118,4 +118,5 @@ def test_fsx(mount: Mount, tmp_path: Path, size_max: str, most: str, options: li
     print(f"{disturber.counts}, cache: {mount.status()['cache']}")
     for process, text in zip(running, said, strict=True):
         assert process.returncode == 0, text[-5000:]
-    assert disturber.evicted_bytes > 0
+    if int(size_max) >= LARGER_THAN_THE_CACHE:  # of a small file all may be dirty whenever somebody looks
+        assert disturber.evicted_bytes > 0
