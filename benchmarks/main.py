@@ -17,7 +17,7 @@ from typing import Final
 from attrs import asdict, evolve
 
 from benchmarks.peers import Cuckoo, Floor, Folder, Peer
-from benchmarks.processes import Failed, run
+from benchmarks.processes import Failed, cache_drops, run
 from benchmarks.results import Result, Results
 from benchmarks.rivals import RIVALS
 from benchmarks.source import Source, make_source
@@ -72,12 +72,6 @@ def _make_storage(name: str, folder: Path, options: argparse.Namespace) -> Stora
     return FolderStorage(folder)
 
 
-def _cache_drops() -> int:
-    """Return how often a program on this machine dropped the whole page cache."""
-    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counters.get("drop_pagecache", 0))
-
-
 def _measure(peer: Peer, storage: Storage, work: Work) -> Result:
     """Do one piece of work.  What a peer cannot do is a result as well."""
     upcalls, link, cpu = peer.upcalls(), storage.counts(), peer.cpu_seconds()
@@ -106,10 +100,10 @@ def _run_peer(peer: Peer, storage: Storage, workloads: Workloads, results: Resul
     right = True
     peer.prepare()
     peer.mount()
-    drops = _cache_drops()
+    drops = cache_drops()
     for work in workloads:
         result = _measure(peer, storage, work)
-        drops, before = _cache_drops(), drops
+        drops, before = cache_drops(), drops
         result = evolve(result, disturbed=drops != before)
         if result.problem:
             print(f"{peer.name}: {work.name}: {result.problem}", file=sys.stderr)

@@ -137,6 +137,7 @@ class Cuckoo(Peer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.mount_options: tuple[str, ...] = ()
         self._cache = folder / "cache"
         places = {"CONFIG_HOME": "config", "STATE_HOME": "state", "DATA_HOME": "data", "CACHE_HOME": "cache"}
         self._environment = {f"XDG_{key}": str(folder / name) for key, name in places.items()}
@@ -147,7 +148,8 @@ class Cuckoo(Peer):
         (self.folder / "run").mkdir(mode=0o700)
 
     def mount(self) -> None:
-        self._start(["cuckoo-mount", self.mnt, "--drive", self.drive, "--foreground"], self._environment)
+        command: list[str | Path] = ["cuckoo-mount", self.mnt, "--drive", self.drive, "--foreground"]
+        self._start([*command, *self.mount_options], self._environment)
 
     def send(self) -> None:
         self._ask("sync")

@@ -23,6 +23,12 @@ class Failed(Exception):
     """A command or daemon did not do what it has to; says which."""
 
 
+def cache_drops() -> int:
+    """Return how often a program on this machine dropped the whole page cache."""
+    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counters.get("drop_pagecache", 0))
+
+
 def run(
     command: Sequence[str | Path],
     *,

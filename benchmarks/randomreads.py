@@ -24,7 +24,7 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.peers import HERE, Cuckoo
-from benchmarks.processes import run
+from benchmarks.processes import cache_drops, run
 
 MIB: Final = 1 << 20
 ATTEMPTS: Final = 10
@@ -35,18 +35,10 @@ _MEMORY: Final = Path("/sys/fs/cgroup/memory")
 class Reading(Cuckoo):
     """The drive with mount options."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        super().__init__(folder)
-        self._options = options
-
-    def mount(self) -> None:
-        command: list[str | Path] = ["cuckoo-mount", self.mnt, "--drive", self.drive, "--foreground"]
-        self._start([*command, *self._options], self._environment)
-
     def remount(self, *options: str) -> None:
         """Mount anew: the kernel keeps nothing of the old mount."""
         self.unmount()
-        self._options = options
+        self.mount_options = options
         self.mount()
 
     def pushed_bytes(self) -> int:
@@ -70,12 +62,6 @@ def limited(memory_mib: int) -> Iterator[None]:
     finally:
         ((parent if parent.is_dir() else _MEMORY) / "cgroup.procs").write_text("0")
         group.rmdir()
-
-
-def cache_drops() -> int:
-    """Return how often a program on this machine dropped the whole page cache."""
-    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counters["drop_pagecache"])
 
 
 def measure(peer: Reading, mode: str, reads: int, seed: int) -> float:

@@ -50,6 +50,11 @@ def packs_prefix(drive_id: bytes) -> str:
     return f"{drive_prefix(drive_id)}packs/"
 
 
+def share_length(pack_bytes: int, data_shares: int) -> int:
+    """Return the length of each share of a pack that is cut into so many data shares; a copy is one of them."""
+    return -(-pack_bytes // data_shares)
+
+
 def pack_share_name(drive_id: bytes, pack_id: bytes, share: int) -> str:
     """Return the object name of share `share` (0 … 255) of a pack."""
     if len(pack_id) != ID_BYTES or not 0 <= share <= 255:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from cuckoo_mount.errors import MetadataError
+from cuckoo_mount.format import share_length
 from cuckoo_mount.metadata.counters import Row
 from cuckoo_mount.metadata.sharing import Sharing
 from cuckoo_mount.types import (
@@ -32,7 +33,7 @@ _LAST_EPOCH: Final = (1 << 63) - 1
 def share_length_bytes(policy: str, size_bytes: int) -> int:
     """Return the length of each share of a pack of `size_bytes`: all of it for copies, its K-th part for K+M."""
     needed, plus, _ = policy.partition("+")
-    return -(-size_bytes // int(needed)) if plus else size_bytes
+    return share_length(size_bytes, int(needed) if plus else 1)
 
 
 class Catalogue(Sharing):

@@ -47,7 +47,7 @@ def parity_path(path: str, share: int) -> str:
 
 def split(pack: bytes, policy: Policy) -> list[bytes]:
     """Return the data shares of a pack: equally long ranges of it, the last ones filled up with zeros."""
-    length = -(-len(pack) // policy.data)
+    length = policy.share_bytes(len(pack))
     return [pack[start : start + length].ljust(length, b"\0") for start in range(0, policy.data * length, length)]
 
 

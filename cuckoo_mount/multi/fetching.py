@@ -72,16 +72,14 @@ class ShareReader:
             while True:
                 for share in chain(self._in_order(pack_id, reading.shares), self._written_off(reading)):
                     name = pack_share_name(self._drive_id, pack_id, share.share)
-                    limit_s = min(reading.part_of_time_s(), transfer_deadline_s(length_bytes))
+                    limit_s = reading.part_of_time_s()
                     try:
                         await self._confirm(reading, share)
-                        return await self._requests.ask_for_object(
-                            share.cloud, job, name, *args, deadline_s=limit_s, bytes_down=length_bytes
+                        return await self.try_share(
+                            pack_id, share, job, *args, length_bytes=length_bytes, deadline_s=limit_s
                         )
                     except CloudError as error:
                         reading.note(share, name, error)
-                        if isinstance(error, CloudCorrupt | CloudMissing):
-                            self.note_damaged(pack_id)
                 await self._pause(reading)
         for share in reading.shares:
             reading.errors.setdefault(share, self._health.state(share.cloud).last_error)
@@ -108,7 +106,7 @@ class ShareReader:
                 share.cloud, job, name, *args, deadline_s=limit_s, bytes_down=length_bytes
             )
         except (CloudCorrupt, CloudMissing) as error:
-            log.warning("a share is damaged or lost: %s (%s)", error, name)
+            log.warning("a share is damaged or lost: %s", _with_object(error, name))
             self.note_damaged(pack_id)
             raise
 
@@ -196,6 +194,11 @@ class ShareReader:
         await trio.sleep(max(RETRY_PAUSE_S, self._health.wait_s(share.cloud for share in reading.shares)))
 
 
+def _with_object(error: CloudError, name: str) -> str:
+    """Return what an error says, with the object that it is about."""
+    return str(error) if error.name else f"{error} ({name})"
+
+
 class _Reading:
     """One read under way: which shares are left, and what went wrong with which."""
 
@@ -218,10 +221,7 @@ class _Reading:
 
     def note(self, share: ShareRow, name: str, error: CloudError) -> None:
         """Take note of a failure; the share is out unless the trouble may pass."""
-        text = str(error)
-        self.errors[share] = text if error.name else f"{text} ({name})"
-        if isinstance(error, CloudCorrupt | CloudMissing):
-            log.warning("a share is damaged or lost: %s", self.errors[share])
+        self.errors[share] = _with_object(error, name)
         if not isinstance(error, CloudUnavailable):
             self.shares.remove(share)
 

@@ -12,6 +12,7 @@ from typing import Final
 from attrs import frozen
 
 from cuckoo_mount.errors import UsageError
+from cuckoo_mount.format import share_length
 
 ERASURE_SHARES_MAX: Final = 32
 """More the library cannot do, and nobody has so many clouds."""
@@ -41,7 +42,7 @@ class Policy:
 
     def share_bytes(self, pack_bytes: int) -> int:
         """Return the length of each share of a pack of `pack_bytes`."""
-        return -(-pack_bytes // self.data)
+        return share_length(pack_bytes, self.data)
 
     @property
     def is_copies(self) -> bool:

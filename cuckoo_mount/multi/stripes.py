@@ -85,11 +85,7 @@ class StripeReader:
                     length_bytes=length_bytes,
                     deadline_s=max(0.0, ends_at_s - trio.current_time()),
                 )
-            except DataTimeout:
-                if needed == policy.data:
-                    raise
-                break
-            except DataUnavailable:
+            except (DataTimeout, DataUnavailable):
                 if needed == policy.data:
                     raise
                 break

@@ -16,7 +16,6 @@ from attrs import frozen
 
 from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.clock import now_ns
-from cuckoo_mount.errors import CuckooError, MetadataError
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.choosing import SMALL, SPARSE_FILL, Batch, choose_now_and_then, choose_thoroughly
 from cuckoo_mount.packs.compaction import Compactor, Moved
@@ -165,15 +164,8 @@ class Collector:
 
     async def _compact(self, batches: list[Batch], is_enough: Callable[[], bool]) -> int:
         """Compact batch by batch; return how many packs were replaced."""
-        replaced = 0
-        for batch in batches:
-            if is_enough() or len(self._writer.clouds_up) < min(self._writer.shares, len(self._multifs.names)):
-                break
-            try:
-                replaced += len(batch) if await self._compactor.compact(batch) else 0
-            except (CuckooError, OSError) as error:
-                if isinstance(error, MetadataError):
-                    raise
-                log.warning("packs are not compacted now: %s", error)
-                break
-        return replaced
+
+        def is_over() -> bool:
+            return is_enough() or len(self._writer.clouds_up) < min(self._writer.shares, len(self._multifs.names))
+
+        return await self._compactor.compact_batches(batches, is_over)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 
 from cuckoo_mount.catalogue import CollectedCatalogue
-from cuckoo_mount.errors import DataTimeout, DataUnavailable
+from cuckoo_mount.errors import CuckooError, DataTimeout, DataUnavailable, MetadataError
 from cuckoo_mount.multi.redundancy import shares_needed
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
 from cuckoo_mount.packs.choosing import Batch
@@ -43,6 +43,24 @@ class Compactor:
         self._writer = writer
         self._reader = reader
         self._moved = moved
+
+    async def compact_batches(self, batches: Iterable[Batch], is_enough: Callable[[], bool]) -> int:
+        """Compact batch by batch until `is_enough`, asked before each, or one cannot be done now.
+
+        Returns how many packs were replaced.  Checkpoint.  Raises: MetadataError.
+        """
+        replaced = 0
+        for batch in batches:
+            if is_enough():
+                break
+            try:
+                replaced += len(batch) if await self.compact(batch) else 0
+            except (CuckooError, OSError) as error:
+                if isinstance(error, MetadataError):
+                    raise
+                log.warning("packs are not compacted now: %s", error)
+                break
+        return replaced
 
     async def compact(self, batch: Batch) -> bool:
         """Write what lives in these packs into one new pack; return whether that was done.  Checkpoint.

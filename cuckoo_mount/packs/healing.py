@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from itertools import count, islice
 from typing import Final
 
 from cuckoo_mount.catalogue import CollectedCatalogue
-from cuckoo_mount.errors import CuckooError, MetadataError
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.choosing import Batch, fill_of
@@ -52,17 +52,9 @@ class Healer:
         hurt = [pack for pack_id in self._multifs.take_damaged() if (pack := await self._living(pack_id)) is not None]
         degraded = [await self._metadata.get_pack(number) for number in await self._metadata.degraded(LOOKED_AT)]
         wanted = [*hurt, *(pack for pack in degraded if pack not in hurt and self._can_improve(pack))]
-        healed = 0
-        for count, batch in enumerate(self._batches(wanted)):
-            if count == BATCHES_AT_ONCE or (count and not self._is_idle()):
-                break
-            try:
-                healed += len(batch) if await self._compactor.compact(batch) else 0
-            except (CuckooError, OSError) as error:
-                if isinstance(error, MetadataError):
-                    raise
-                log.warning("packs are not healed now: %s", error)
-                break
+        begun = count()
+        batches = islice(self._batches(wanted), BATCHES_AT_ONCE)
+        healed = await self._compactor.compact_batches(batches, lambda: next(begun) > 0 and not self._is_idle())
         if healed:
             log.info("%d packs that had too few shares, or a damaged one, were written anew", healed)
         return healed
