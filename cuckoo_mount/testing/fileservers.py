@@ -11,7 +11,6 @@ test that looks there does not trust the driver under test.  Any thread; blocks.
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import secrets
@@ -19,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -28,13 +26,10 @@ from urllib.parse import urlencode
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.testing.fileserverkinds import HOST, KINDS, FileKind, Start
-from cuckoo_mount.testing.servers import START_TIMEOUT_S, STOP_TIMEOUT_S, find_program, free_ports
-
-_START_ATTEMPTS: Final = 3
-_LOG_TAIL_CHARACTERS: Final = 2000
+from cuckoo_mount.testing.serverprocess import START_TIMEOUT_S, ServerProcess, end_process, find_program
 
 
-class FileServer:
+class FileServer(ServerProcess):
     """A running server.  `user` may log in with `password`, or as the kind has it, and do everything in `data`."""
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -42,22 +37,13 @@ class FileServer:
 
         Raises: RuntimeError with the end of the server's log; FileNotFoundError for a program that is missing.
         """
-        self.kind: Final = kind
-        self.folder: Final = folder
+        super().__init__(kind, folder)
         self._row: Final[FileKind] = KINDS[kind]
         self.user: Final = self._row.user or f"user{secrets.token_hex(4)}"
         self.password: Final = secrets.token_hex(12)
-        self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self.data.mkdir(parents=True, exist_ok=True)
-        for attempt in range(_START_ATTEMPTS):
-            try:
-                self.port, self._control_port = free_ports(2)
-                self.start()
-                return
-            except RuntimeError:  # most likely another program took the port
-                if attempt == _START_ATTEMPTS - 1:
-                    raise
+        self._start_on_free_ports(2)
 
     @property
     def data(self) -> Path:
@@ -68,13 +54,6 @@ class FileServer:
     def endpoint_url(self) -> str:
         """Where a server of HTTP listens: `http://127.0.0.1:<port>`; the same after a restart."""
         return f"http://{HOST}:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """Process id.  Raises: RuntimeError when it does not run."""
-        if self._process is None:
-            raise RuntimeError(f"{self.kind} does not run")
-        return self._process.pid
 
     def fresh_folder(self) -> str:
         """Return the name of a new folder in `data`: a storage of its own for a test."""
@@ -107,51 +86,31 @@ class FileServer:
             Start(
                 folder=self.folder,
                 port=self.port,
-                control_port=self._control_port,
+                control_port=self._ports[1],
                 user=self.user,
                 password=self.password,
             )
         )
         for command in launch.before:
             subprocess.run([find_program(command[0]), *command[1:]], check=True, capture_output=True)
-        with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                [find_program(launch.command[0]), *launch.command[1:]],
-                cwd=self.folder,
-                env={**os.environ, **launch.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        atexit.register(self.stop)
+        self._spawn(launch.command, launch.environment)
         try:
-            self._wait_until_it_listens()
+            self._wait_until_it_answers()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """End it and what it has started, and wait for that; may be called twice.  Its data stay."""
-        atexit.unregister(self.stop)
-        process, self._process = self._process, None
+        process = self._take_process()
         if process is None:
             return
         children = _descendants(process.pid)
         process.send_signal(signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, signal.SIGTERM)
         for child in children:  # OpenSSH has a process for each connection, which outlives it
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-
-    def restart(self) -> None:
-        """Stop it and start it again on the same port, with the same data."""
-        self.stop()
-        self.start()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -173,31 +132,14 @@ class FileServer:
 
     def notice(self) -> None:
         """Make it forget what folders on the disk were like: they were changed behind its back."""
-        self._row.notice(self._control_port)
+        self._row.notice(self._ports[1])
 
-    @property
-    def _log(self) -> Path:
-        return self.folder / "server.log"
-
-    def _wait_until_it_listens(self) -> None:
-        """Poll: a foreign program has no other way to say that it listens."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._listens():
-            if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"{self.kind} ended while it was started: {self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.kind} did not listen in {START_TIMEOUT_S:g} s: {self._log_tail()}")
-            time.sleep(0.02)
-
-    def _listens(self) -> bool:
+    def _answers(self) -> bool:
         try:
             with closing(socket.create_connection((HOST, self.port), timeout=START_TIMEOUT_S)):
                 return True
         except OSError:
             return False
-
-    def _log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
 
     def __repr__(self) -> str:
         return f"FileServer({self.kind!r}, port {self.port})"

@@ -12,92 +12,44 @@ about 4 s to start, moto 2 s, the others less than a second.  Servers are for ma
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
-import random
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.testing.serverkinds import KINDS, Launch, S3Kind
+from cuckoo_mount.testing.serverprocess import START_TIMEOUT_S, ServerProcess, end_process, find_program
 
 S3_KINDS: Final = tuple(KINDS)
 """Every kind of server there is: rclone, weed, juicefs, moto."""
-START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 2.0
-"""A server that was asked to end and has not by then is killed."""
-# Below the range from which the kernel takes the ports of outgoing connections (32768 on), so that nobody takes one
-# between our look and the server's bind by chance; and above the well-known ones.
-_PORTS: Final = range(20000, 32000)
-_START_ATTEMPTS: Final = 3
-_LOG_TAIL_CHARACTERS: Final = 2000
 
 
-def find_program(name: str) -> str:
-    """Return the path of program `name`, beside this Python or else on PATH or where daemons lie.
+class S3Server(ServerProcess):
+    """A running S3 server.  `bucket` exists; `access_key` and `secret_key` may read and write objects in it.
 
-    Raises: FileNotFoundError with a line that says what to install.
+    After a restart the bucket is there, and the objects if `keeps_data`.
     """
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found is None:
-        raise FileNotFoundError(f"program {name} is not installed; ./bootstrap test installs what tests need")
-    return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Return `count` different loopback ports on which nothing listens."""
-    found: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        if len(found) == count:
-            return found
-        with closing(socket.socket()) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    raise OSError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop}")
-
-
-class S3Server:
-    """A running S3 server.  `bucket` exists; `access_key` and `secret_key` may read and write objects in it."""
 
     def __init__(self, kind: str, folder: Path, *, bucket: str = "cuckoo-test") -> None:
         """Start a server of `kind` (one of `S3_KINDS`) with its data in `folder`, which may not exist yet.
 
         Returns when the bucket is there and takes objects.  Raises: RuntimeError with the end of the server's log.
         """
-        self.kind: Final = kind
-        self.folder: Final = folder
+        super().__init__(kind, folder)
         self.bucket: Final = bucket
         self.access_key: Final = f"key{secrets.token_hex(8)}"
         self.secret_key: Final = secrets.token_hex(20)
         self._row: Final[S3Kind] = KINDS[kind]
-        self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         folder.mkdir(parents=True, exist_ok=True)
-        for attempt in range(_START_ATTEMPTS):
-            try:
-                self._ports = free_ports(self._row.ports)
-                self.start()
-                return
-            except RuntimeError:  # most likely another program took a port
-                if attempt == _START_ATTEMPTS - 1:
-                    raise
-
-    @property
-    def port(self) -> int:
-        """The port that speaks S3."""
-        return self._ports[0]
+        self._start_on_free_ports(self._row.ports)
 
     @property
     def endpoint_url(self) -> str:
@@ -113,13 +65,6 @@ class S3Server:
     def keeps_data(self) -> bool:
         """Whether objects are still there after a restart."""
         return self._row.keeps_data
-
-    @property
-    def pid(self) -> int:
-        """Process id.  Raises: RuntimeError when it does not run."""
-        if self._process is None:
-            raise RuntimeError(f"{self.kind} does not run")
-        return self._process.pid
 
     def url(self, prefix: str = "", *, bucket: str | None = None, endpoint_url: str | None = None) -> str:
         """Return the `s3://` URL of `prefix` (no `/` at either end) in its bucket or another, without secrets.
@@ -185,16 +130,7 @@ class S3Server:
         launch = self._row.launch(self.folder, self._ports, self.access_key, self.secret_key)
         for command in launch.before:
             self._run_before(command, launch)
-        with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                [find_program(launch.command[0]), *launch.command[1:]],
-                cwd=self.folder,
-                env={**os.environ, **launch.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        atexit.register(self.stop)
+        self._spawn(launch.command, launch.environment)
         try:
             self._wait_until_it_answers()
             self.make_bucket(self.bucket)
@@ -206,23 +142,12 @@ class S3Server:
 
     def stop(self) -> None:
         """End it and wait for that; may be called twice.  Its data stay, unless it keeps them in memory."""
-        atexit.unregister(self.stop)
-        process, self._process = self._process, None
+        process = self._take_process()
         if process is None:
             return
-        process.send_signal(signal.SIGTERM if self._row.ends_quickly else signal.SIGKILL)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, signal.SIGTERM if self._row.ends_quickly else signal.SIGKILL)
         for leftover in self._row.leftovers(self._ports):
             Path(leftover).unlink(missing_ok=True)
-
-    def restart(self) -> None:
-        """Stop it and start it again on the same ports.  Objects stay if `keeps_data`; the bucket is there anyway."""
-        self.stop()
-        self.start()
 
     def _client_environment(self) -> dict[str, str]:
         keys = dict(self.admin_secrets())
@@ -233,10 +158,6 @@ class S3Server:
             "RCLONE_S3_SECRET_ACCESS_KEY": keys["password"],
             "RCLONE_S3_REGION": "us-east-1",
         }
-
-    @property
-    def _log(self) -> Path:
-        return self.folder / "server.log"
 
     def _run_before(self, command: tuple[str, ...], launch: Launch) -> None:
         result = subprocess.run(
@@ -250,16 +171,6 @@ class S3Server:
         if result.returncode:
             raise RuntimeError(f"{' '.join(command[:2])}: {result.stderr.decode(errors='replace')}")
 
-    def _wait_until_it_answers(self) -> None:
-        """Poll: a foreign program has no other way to say that it listens."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"{self.kind} ended while it was started: {self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.kind} did not answer in {START_TIMEOUT_S:g} s: {self._log_tail()}")
-            time.sleep(0.02)
-
     def _answers(self) -> bool:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=START_TIMEOUT_S)) as connection:
             try:
@@ -267,9 +178,6 @@ class S3Server:
                 return connection.getresponse().status < 500
             except (OSError, HTTPException):
                 return False
-
-    def _log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
 
     def __repr__(self) -> str:
         return f"S3Server({self.kind!r}, {self.endpoint_url!r})"

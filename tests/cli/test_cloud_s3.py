@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cuckoo_mount.config import DrivePaths
-from cuckoo_mount.testing.servers import S3Server, free_ports, s3_server
+from cuckoo_mount.testing.serverprocess import free_ports
+from cuckoo_mount.testing.servers import S3Server, s3_server
 from tests.cli.commanding import Shell, clouds_in_file, empty_drive
 
 pytestmark = pytest.mark.slow

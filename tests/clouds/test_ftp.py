@@ -17,7 +17,7 @@ from cuckoo_mount.errors import CloudMissing, CloudRefused, CloudTimeout, CloudU
 from cuckoo_mount.testing.cloud_conformance import in_threads
 from cuckoo_mount.testing.cloud_trouble import CALLS, DATA, HANG_TIMEOUT_S, NAME, check, expect
 from cuckoo_mount.testing.fileservers import FileServer
-from cuckoo_mount.testing.servers import free_ports
+from cuckoo_mount.testing.serverprocess import free_ports
 from cuckoo_mount.testing.tcpproxy import TcpProxy, tcp_proxy
 from tests.clouds.conftest import started
 

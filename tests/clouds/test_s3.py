@@ -30,7 +30,8 @@ from cuckoo_mount.errors import (
     CloudUnavailable,
 )
 from cuckoo_mount.testing.httpproxy import Fault, HttpProxy, http_proxy
-from cuckoo_mount.testing.servers import S3Server, free_ports, s3_server
+from cuckoo_mount.testing.serverprocess import free_ports
+from cuckoo_mount.testing.servers import S3Server, s3_server
 
 DRIVE, CLOUD = b"D" * 16, b"C" * 16
 FOUR_KIB = bytes(4096)

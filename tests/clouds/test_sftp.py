@@ -18,7 +18,7 @@ from cuckoo_mount.clouds.sftp import SftpCloud, open_sftp_cloud
 from cuckoo_mount.errors import CloudMissing, CloudRefused, CloudTimeout, CloudUnavailable, UsageError
 from cuckoo_mount.testing.cloud_trouble import CALLS, DATA, HANG_TIMEOUT_S, NAME, check, expect
 from cuckoo_mount.testing.fileservers import FileServer
-from cuckoo_mount.testing.servers import free_ports
+from cuckoo_mount.testing.serverprocess import free_ports
 from cuckoo_mount.testing.tcpproxy import TcpProxy, tcp_proxy
 
 _OTHER_KEY: Final = "AAAAC3NzaC1lZDI1NTE5AAAAIGkAVmyylD5tY0UBoMv5MoCtzHBjSYxPuomBF1SHb2Yo"

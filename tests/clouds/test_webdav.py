@@ -28,7 +28,7 @@ from cuckoo_mount.errors import (
 )
 from cuckoo_mount.testing.fileservers import FileServer
 from cuckoo_mount.testing.httpproxy import Fault, HttpProxy
-from cuckoo_mount.testing.servers import free_ports
+from cuckoo_mount.testing.serverprocess import free_ports
 
 DRIVE, CLOUD = b"D" * 16, b"C" * 16
 FOUR_KIB = bytes(4096)

@@ -26,8 +26,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -392,3 +392,19 @@ class Mount:
         """Give back the disk space; after `clear_away`."""
         assert mount_at(self.path) is None
         shutil.rmtree(self.folder)
+
+
+@contextmanager
+def mounted(folder: Path, *options: str, deadline_s: float) -> Iterator[Mount]:
+    """Mount a drive in `folder` for all tests of a module; afterwards check, unmount and delete it.
+
+    `options`: as `Mount.start`.
+    """
+    drive = Mount(folder, deadline_s=deadline_s)
+    try:
+        drive.start(*options)
+        yield drive
+        drive.finish()
+    finally:
+        drive.clear_away()
+    drive.delete()

@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 
 import pytest
 
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -30,14 +30,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may open by
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of this module."""
-    found = Mount(tmp_path_factory.mktemp("nodes") / "drive", deadline_s=600)
-    try:
-        found.start()
+    with mounted(tmp_path_factory.mktemp("nodes") / "drive", deadline_s=600) as found:
         yield found
-        found.finish()
-    finally:
-        found.clear_away()
-    found.delete()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pytest
 from attrs import frozen
 
 from tests.mount import opening
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, mounted
 from tests.mount.opening import BLOCK, Answer
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(280)]
@@ -230,14 +230,12 @@ def meant(case: Combination, local: Answer) -> Answer:
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of this module, open to other users."""
-    found = Mount(tmp_path_factory.mktemp("flags") / "drive", deadline_s=900)
-    try:
-        found.start(*(("-o", "allow_other") if os.geteuid() == 0 else ()))
+    with mounted(
+        tmp_path_factory.mktemp("flags") / "drive",
+        *(("-o", "allow_other") if os.geteuid() == 0 else ()),
+        deadline_s=900,
+    ) as found:
         yield found
-        found.finish()
-    finally:
-        found.clear_away()
-    found.delete()
 
 
 def users() -> list[int]:

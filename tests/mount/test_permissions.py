@@ -21,7 +21,7 @@ from attrs import frozen
 
 from cuckoo_mount.parted import acl
 from tests.mount import trying
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, mounted
 
 pytestmark = [
     pytest.mark.mount,
@@ -54,14 +54,8 @@ ACLS: Final = ("system.posix_acl_access", "system.posix_acl_default")
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of this module, open to other users."""
-    found = Mount(tmp_path_factory.mktemp("permissions") / "drive", deadline_s=900)
-    try:
-        found.start("-o", "allow_other,suid")
+    with mounted(tmp_path_factory.mktemp("permissions") / "drive", "-o", "allow_other,suid", deadline_s=900) as found:
         yield found
-        found.finish()
-    finally:
-        found.clear_away()
-    found.delete()
 
 
 def make_calls(folder: Path, person: Person, calls: list[list[Any]]) -> list[object]:

@@ -23,7 +23,7 @@ from typing import Final
 import pytest
 from attrs import define, field, frozen
 
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -42,26 +42,19 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+START_OPTIONS: Final = ("-o", "allow_other") if os.geteuid() == 0 else ()
+
+
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of this module, open to other users: some tests are somebody else."""
-    found = Mount(tmp_path_factory.mktemp("posix") / "drive", deadline_s=600)
-    try:
-        start(found)
+    with mounted(tmp_path_factory.mktemp("posix") / "drive", *START_OPTIONS, deadline_s=600) as found:
         yield found
-        found.finish()
-    finally:
-        found.clear_away()
-    found.delete()
-
-
-def start(drive: Mount) -> None:
-    drive.start(*(("-o", "allow_other") if os.geteuid() == 0 else ()))
 
 
 def remount(drive: Mount) -> None:
     drive.umount(wait=False)
-    start(drive)
+    drive.start(*START_OPTIONS)
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ def here(drive: Mount, request: pytest.FixtureRequest) -> Path:
     """A folder for the test, on the mount; the drive is mounted anew if the test before has lost it."""
     if not drive.is_running:
         drive.clear_away()
-        start(drive)
+        drive.start(*START_OPTIONS)
     folder = drive.path / hashlib.sha256(request.node.name.encode()).hexdigest()[:16]
     folder.mkdir()
     return folder

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -147,14 +147,8 @@ DIFFERENCES: Final[dict[str, Moved]] = {"readlink": {}, "list": {}}
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of this module."""
-    found = Mount(tmp_path_factory.mktemp("times") / "drive", deadline_s=600)
-    try:
-        found.start()
+    with mounted(tmp_path_factory.mktemp("times") / "drive", deadline_s=600) as found:
         yield found
-        found.finish()
-    finally:
-        found.clear_away()
-    found.delete()
 
 
 @pytest.mark.parametrize("name", ACTIONS)

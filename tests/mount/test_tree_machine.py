@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, mounted
 from tests.mount.side import OLD_NS, Side, changed_times, digest, look, outcome, same_nodes
 
 pytestmark = [
@@ -95,21 +95,14 @@ ACL_VALUES: Final = st.one_of(
 )
 
 
-def start(drive: Mount) -> None:
-    drive.start("-o", "allow_other")
+START_OPTIONS: Final = ("-o", "allow_other")
 
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all examples."""
-    found = Mount(tmp_path_factory.mktemp("machine") / "drive", deadline_s=3000)
-    try:
-        start(found)
+    with mounted(tmp_path_factory.mktemp("machine") / "drive", *START_OPTIONS, deadline_s=3000) as found:
         yield found
-        found.finish()
-    finally:
-        found.clear_away()
-    found.delete()
 
 
 class TreeMachine(RuleBasedStateMachine):
@@ -336,7 +329,7 @@ class TreeMachine(RuleBasedStateMachine):
         if what == "remount":
             self.drive.umount()
             shutil.rmtree(self.drive.paths.cache)
-            start(self.drive)
+            self.drive.start(*START_OPTIONS)
         after = self.sides[0].looks()
         assert_equal(after, before)
         self.before[0] = after
