@@ -100,6 +100,18 @@ def folder_place(root: Path, name: str, *, capacity: str | None = None, group: s
     return Place(config, CloudSettings(name=f"{name} from outside", url=str(folder)))
 
 
+def hide(places: Sequence[Place]) -> None:
+    """Take the folders of these clouds away."""
+    for place in places:
+        Path(place.config.url).rename(f"{place.config.url}.away")
+
+
+def bring_back(places: Sequence[Place]) -> None:
+    """Put back what `hide` took away."""
+    for place in places:
+        Path(f"{place.config.url}.away").rename(place.config.url)
+
+
 class PoolMount(Mount):
     """A drive over `places`, not yet mounted."""
 

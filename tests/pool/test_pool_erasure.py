@@ -14,7 +14,7 @@ from cuckoo_mount.testing.faulty import write_plan
 from tests.pool.conftest import MakeMachine, MakePool
 from tests.pool.machines import fill
 from tests.pool.packing import KIB, MIB, SEED
-from tests.pool.pooling import Place, PoolMount, folder_place, walk
+from tests.pool.pooling import Place, PoolMount, bring_back, folder_place, hide, walk
 from tests.pool.surveys import assert_same_survey, survey
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -47,16 +47,6 @@ def assert_reads(mount: PoolMount, tree: dict[str, bytes]) -> None:
     assert {str(path.relative_to(mount.path)) for path in walk(mount.path)} == tree.keys()
     for path, data in tree.items():
         assert (mount.path / path).read_bytes() == data, path
-
-
-def hide(places: list[Place]) -> None:
-    for place in places:
-        Path(place.config.url).rename(f"{place.config.url}.away")
-
-
-def bring_back(places: list[Place]) -> None:
-    for place in places:
-        Path(f"{place.config.url}.away").rename(place.config.url)
 
 
 def test_any_two_clouds_may_vanish(tmp_path: Path, make_pool: MakePool, request: pytest.FixtureRequest) -> None:

@@ -11,8 +11,8 @@ import pytest
 from cuckoo_mount.testing.faulty import write_plan
 from tests.pool.conftest import MakePool
 from tests.pool.packing import KIB, SEED
-from tests.pool.pooling import Place, PoolMount, folder_place, take_inventory
-from tests.pool.test_pool_erasure import CLOUDS, bring_back, five_folders, hide
+from tests.pool.pooling import Place, PoolMount, bring_back, folder_place, hide, take_inventory
+from tests.pool.test_pool_erasure import CLOUDS, five_folders
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
