@@ -24,7 +24,7 @@ from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.multi.health import Condition, Health
+from cuckoo_mount.multi.health import USABLE, Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
@@ -146,7 +146,8 @@ class Drive:
 
     def _state(self) -> str:
         conditions = [cloud.state for cloud in self._multifs.statistics()]
-        good = [condition == Condition.OK.value for condition in conditions]
+        usable = {condition.value for condition in USABLE}
+        good = [condition in usable for condition in conditions]
         if not self._terms.writing or self._engine.refused:
             return "read-only"
         if not any(good):

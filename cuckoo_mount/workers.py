@@ -62,6 +62,10 @@ class WorkerStatistics:
     repeated: int
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class _Job:
     """One call of `run` on its way: settled exactly once, by whoever learns what became of it."""
 
@@ -108,11 +112,17 @@ class WorkerPool:
         self._last_number = 0
         self._counts = dict.fromkeys(("done", "failed", "timeouts", "started", "lost", "repeated"), 0)
 
-    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        started: Callable[[], object] = _nothing,
+    ) -> T:
         """Return function(*args), run in a worker process.  Checkpoint.
 
         `deadline_s` (> 0): how long one attempt may run, counted from when a worker gets it; for a limit that includes
-        waiting for a slot use a cancel scope around the call.
+        waiting for a slot use a cancel scope around the call.  `started` is called when a worker gets it.
         Raises: what the function raised (its remote traceback as a note; RuntimeError if it cannot be pickled);
         CloudTimeout after the deadline, when its process has been killed; CloudUnavailable if its worker was lost
         twice, cannot be started, or the pool closes; pickle.PicklingError and the like for arguments.
@@ -124,6 +134,7 @@ class WorkerPool:
         self._last_number += 1
         job = _Job(self._last_number, payload, getattr(function, "__qualname__", repr(function)), deadline_s)
         self._place(job)
+        started()
         try:
             await job.settled.wait()
         finally:

@@ -38,7 +38,9 @@ class CloudStatistics:
     """A cloud in `status --json`, field by field.  `url` and `last_error` show no secrets.
 
     `used_bytes`, `packs`: our shares there.  `capacity_bytes`: what the user allowed, or else what the cloud says it
-    has; None if neither is known.  `sending_bytes`: of shares on their way there right now.  `last_error_age_s`: how
+    has; None if neither is known.  `sending_bytes`: of shares on their way there right now.  `rejected`: requests
+    that were too many for it.  `hedged`: reads for which another cloud was asked as well, because this one was late.
+    `requests_per_second`: what its account gets now; None: as many as are wanted.  `last_error_age_s`: how
     long ago that error was; None if there was none.  The counters begin at the mount.
     """
 
@@ -52,6 +54,9 @@ class CloudStatistics:
     errors: int
     bytes_up: int
     bytes_down: int
+    rejected: int
+    hedged: int
+    requests_per_second: float | None
     sending_bytes: int
     last_error: str
     last_error_age_s: float | None

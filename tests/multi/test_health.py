@@ -90,7 +90,8 @@ def test_backoff_stays_in_its_bounds(failures: int, jitter: float) -> None:
 def test_failures_count_until_one_works() -> None:
     assert after(FINE, DOWN, DOWN, DOWN).failures == 3
     assert after(FINE, DOWN, DOWN, DOWN).retry_at_s == 104.0
-    assert after(FINE, DOWN, DOWN, (Request.READ, None)) == State(Condition.OK, last_error="no answer")
+    well = after(FINE, DOWN, DOWN, (Request.READ, None))
+    assert (well.condition, well.failures, well.retry_at_s, well.last_error) == (Condition.OK, 0, 0.0, "no answer")
 
 
 def test_health_waits_and_counts(caplog: pytest.LogCaptureFixture) -> None:
@@ -127,6 +128,6 @@ def test_a_full_cloud_is_tried_again_later() -> None:
     health.report(A, Request.WRITE, CloudFull("no room"))
     assert health.is_up(A)
     assert health.may_ask(A), "for reading it is as good as any"
-    assert health.is_full(A)
+    assert health.takes_nothing(A)
     now_s = 1e6
-    assert not health.is_full(A)
+    assert not health.takes_nothing(A)
