@@ -34,6 +34,8 @@ _PART_OF_TIME: Final = 0.95
 """A job gets a little less than is left, so that its own deadline passes first and the cloud's health learns of it."""
 ALIKE_S: Final = 0.03
 """Clouds that are to answer within this time are equally near; beyond it, within the same power of two of it."""
+MUCH_SLOWER: Final = 4.0
+"""So many times as long one request may take before several others are made in its place."""
 
 
 class ShareReader:
@@ -143,6 +145,17 @@ class ShareReader:
     def is_ready(self, share: ShareRow) -> bool:
         """Return whether the share's cloud is one of the drive's and answers."""
         return share.cloud in self._clouds and self._health.is_up(share.cloud)
+
+    def is_much_slower(self, share: ShareRow, others: Sequence[ShareRow], needed: int, length_bytes: int) -> bool:
+        """Return whether `needed` of the others together are to be expected much sooner than this one share."""
+
+        def expected_s(share: ShareRow) -> float:
+            return max(ALIKE_S, self._requests.paces.expected_s(share.cloud, Request.READ, length_bytes))
+
+        well = sorted(expected_s(other) for other in others if self._health.is_well(other.cloud))
+        if len(well) < needed:
+            return False
+        return not self._health.is_well(share.cloud) or expected_s(share) > MUCH_SLOWER * well[needed - 1]
 
     async def try_share(
         self,

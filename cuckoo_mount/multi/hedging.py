@@ -61,7 +61,8 @@ async def race(
     async def run(candidate: T) -> None:
         nonlocal successes
         try:
-            successes += await attempt(candidate)
+            is_success = await attempt(candidate)
+            successes += is_success  # not in one: what it was before the wait would be added to
         except Exception as error:  # raised below: here it would come out of the nursery in a group
             failures.append(error)
         finally:

@@ -29,6 +29,8 @@ BEYOND: Final = 1.05
 """Above this multiple of what was rejected, the limit must have risen: the rate doubles every `DOUBLES_S`."""
 DOUBLES_S: Final = 10.0
 RATE_MIN: Final = 0.2
+FIRST_RATE: Final = 2.0
+"""The least that the first rejection is taken to be about: answers to what was sent before may not be back yet."""
 FREE_RATE: Final = 200.0
 FREE_TIMES: Final = 4.0
 """From here on, and at this multiple of what was rejected, an account is not limited any more."""
@@ -36,6 +38,7 @@ PAUSE_S: Final = 1.0
 """After a rejection that named no time.  Rejections during a pause are of requests that were under way: they count as
 one."""
 MEASURED_S: Final = 5.0
+_ROUNDING: Final = 1e-6
 HEAD_START_S: Final = 5.0
 """So much earlier an urgent request counts as having come: it overtakes others, and none waits for ever."""
 
@@ -60,7 +63,7 @@ def rejected(rate: Rate, taken_per_s: float, retry_after_s: float, *, now_s: flo
     if now_s < rate.paused_until_s:
         return evolve(rate, paused_until_s=max(rate.paused_until_s, until_s if retry_after_s else 0.0))
     current = taken_per_s if rate.per_s is None else min(rate.per_s, max(taken_per_s, FALL * rate.per_s))
-    current = max(current, RATE_MIN)
+    current = max(current, FIRST_RATE if rate.per_s is None else RATE_MIN)
     return evolve(
         rate,
         per_s=max(RATE_MIN, FALL * current),
@@ -115,7 +118,8 @@ class _Queue:
         most = max(1.0, self.rate.per_s / 4)
         self.stock = min(most, self.stock + max(0.0, now_s - self.filled_at_s) * self.rate.per_s)
         self.filled_at_s = now_s
-        return 0.0 if self.stock >= 1.0 else (1.0 - self.stock) / self.rate.per_s
+        # Not quite a whole one is enough: waiting for the rounding error would be waiting for nothing.
+        return 0.0 if self.stock > 1.0 - _ROUNDING else (1.0 - self.stock) / self.rate.per_s
 
     def taken_per_s(self, now_s: float) -> float:
         """Return how many requests per second were accepted lately."""

@@ -32,7 +32,8 @@ UNKNOWN_LATE_S: Final = 1.0
 UNKNOWN_BYTES_PER_S: Final = 1 << 20
 """Where nothing is known, a request is late after UNKNOWN_LATE_S and its bytes at this rate."""
 _GIVEN_UP_COUNTS: Final = 2.0
-"""A request that was given up would have taken longer; how much, nobody knows."""
+_GIVEN_UP_MAX_S: Final = 60.0
+"""A request that was given up would have taken longer; how much, nobody knows: each time twice as long is expected."""
 HALF_LIFE_S: Final = 120.0
 """A cloud that is not asked any more because it was slow gets another chance: what was measured counts half by then."""
 
@@ -69,9 +70,9 @@ class Paces:
     def note_given_up(self, cloud: CloudName, request: Request, size_bytes: int, seconds: float) -> float | None:
         """Take note of a late one that was given up after so long; return as `note`."""
         series = self._of(cloud, request, size_bytes)
-        series.recent_s = max(series.recent_s, _GIVEN_UP_COUNTS * seconds)
+        series.recent_s = min(_GIVEN_UP_MAX_S, _GIVEN_UP_COUNTS * max(series.recent_s, seconds))
         series.noted_at_s = self._clock()
-        return self._pace(series, _GIVEN_UP_COUNTS * seconds)
+        return self._pace(series, series.recent_s)
 
     def expected_s(self, cloud: CloudName, request: Request, size_bytes: int) -> float:
         """Return about how long such a request takes now; 0 where nothing is known, so that it is tried."""

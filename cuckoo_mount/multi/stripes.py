@@ -54,9 +54,10 @@ class StripeReader:
         share_bytes = wanted.policy.share_bytes(wanted.pack_bytes)
         pieces = pieces_of(wanted.start, wanted.end, share_bytes)
         rows = {row.share: row for row in wanted.shares}
-        if len(pieces) == 1 and (row := rows.get(pieces[0][0])) is not None and self._reader.is_ready(row):
+        row = rows.get(pieces[0][0]) if len(pieces) == 1 else None
+        if row is not None and self._is_near(wanted, row):
             found: list[T] = []
-            others = evolve(wanted, shares=[share for share in wanted.shares if share is not row])
+            others = _without(wanted, row)
             trouble: list[FileSystemError] = []
 
             async def attempt(is_alone: bool) -> bool:
@@ -101,6 +102,13 @@ class StripeReader:
             urgent=urgent,
         )
 
+    def _is_near(self, wanted: Wanted, row: ShareRow) -> bool:
+        """Return whether to ask the one share with the bytes first."""
+        others, length_bytes = _without(wanted, row).shares, wanted.end - wanted.start
+        return self._reader.is_ready(row) and not self._reader.is_much_slower(
+            row, others, wanted.policy.data, length_bytes
+        )
+
     def _may_hedge(self, others: Wanted, late: ShareRow) -> bool:
         """Return whether the bytes may be computed from others: as many requests as there are data shares."""
         ready = sum(self._reader.is_ready(share) for share in others.shares)
@@ -138,3 +146,7 @@ class StripeReader:
                 self._reader.note_damaged(wanted.pack_id)
         clouds = ", ".join(row.cloud for row in wanted.shares)
         raise DataUnavailable(f"no {policy.data} shares of the pack on {clouds} give the right bytes")
+
+
+def _without(wanted: Wanted, row: ShareRow) -> Wanted:
+    return evolve(wanted, shares=[share for share in wanted.shares if share is not row])
