@@ -94,6 +94,7 @@ class State:
 
     `slowness`: average of how many times as long as usual its requests take; `failing`: of the part that fails;
     `is_slow`, `is_failing`: these averages' verdict, which lasts until they are well below what began it.
+    `is_confirmed`: its drive.json was read, and no other was found there since.
     `rejected_since_s`: when it began to reject every request as too many; None: it does not.
     """
 
@@ -105,6 +106,7 @@ class State:
     failing: float = 0.0
     is_slow: bool = False
     is_failing: bool = False
+    is_confirmed: bool = False
     rejected_since_s: float | None = None
 
 
@@ -154,7 +156,7 @@ def next_state(
     if isinstance(error, CloudBusy):
         return _after_rejection(state, error, now_s=now_s, jitter=jitter)
     failures = state.failures + 1
-    if isinstance(error, CloudFull):
+    if isinstance(error, CloudFull) and state.is_confirmed:
         return evolve(
             state,
             condition=Condition.FULL,
@@ -167,6 +169,7 @@ def next_state(
     condition = Condition.DOWN
     if isinstance(error, CloudNotOurs):
         condition = Condition.NOT_OURS
+        state = evolve(state, is_confirmed=False)
     elif isinstance(error, CloudNeedsLogin):
         condition = Condition.NEEDS_LOGIN
     elif isinstance(error, CloudRefused):
@@ -231,12 +234,10 @@ def _after_rejection(state: State, error: CloudBusy, *, now_s: float, jitter: fl
 def _after_success(state: State, request: Request) -> State:
     state = evolve(state, rejected_since_s=None)
     if request is Request.PROBE:
-        keeps = state.condition in _CLOSED
+        state, keeps = evolve(state, is_confirmed=True), state.condition in _CLOSED
     else:
         # Until drive.json was read there, nothing else that works says whose place it is.
-        keeps = state.condition in (Condition.UNKNOWN, Condition.NOT_OURS) or (
-            state.condition in _CLOSED and request is Request.READ
-        )
+        keeps = not state.is_confirmed or (state.condition in _CLOSED and request is Request.READ)
     return state if keeps else evolve(state, condition=_well(state), failures=0, retry_at_s=0.0)
 
 

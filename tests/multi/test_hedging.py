@@ -318,6 +318,6 @@ async def test_fragments_are_computed_from_others_when_one_is_late(
     reading.pool.delays = {late: 20.0}
     times = [await read() for _ in range(10)]
     assert max(times) < 0.2
-    assert max(times[3:]) < 0.02
+    assert max(times[3:]) < 0.03
     assert 1 <= reading.hedged() <= 3
     assert reading.pool.under_way == 0
