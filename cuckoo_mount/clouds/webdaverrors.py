@@ -66,10 +66,11 @@ def answered(answer: Answer, settings: CloudSettings, place: RemotePlace, name: 
     offered = answer.headers.get("www-authenticate", _BASIC)
     if answer.status == 401 and _BASIC not in offered.lower():
         text = f"the server wants another kind of login ({offered.split()[0]}); only Basic is supported"
-    text = f"{text} (HTTP status {answer.status})"
     if kind is CloudBusy:
-        return busy(text, answer.headers.get("retry-after", ""), cloud=settings.name, name=name)
-    return kind(text, cloud=settings.name, name=name)
+        found: CloudError = busy(text, answer.headers.get("retry-after", ""), cloud=settings.name, name=name)
+    else:
+        found = kind(text, cloud=settings.name, name=name)
+    return found.retold(f"{found.message} (HTTP status {answer.status})")
 
 
 def broken(error: Exception, settings: CloudSettings, place: RemotePlace, name: str) -> CloudError:

@@ -238,7 +238,7 @@ Steps = st.lists(
         st.floats(0, 1, exclude_max=True),
         st.none() | st.floats(0, 1000),
     ),
-    max_size=40,
+    max_size=20,
 )
 
 
@@ -272,7 +272,7 @@ def test_the_machine_as_a_whole(
         assert state.slowness >= SLOW_UNTIL or not state.is_slow
         assert state.failing < FAILING_FROM or state.is_failing
         assert state.failing >= FAILING_UNTIL or not state.is_failing
-    for _ in range(40):
+    for _ in range(20):
         state = next_state(state, Request.PROBE, None, now_s=now_s, jitter=0.0, pace=1.0)
         state = next_state(state, Request.WRITE, None, now_s=now_s, jitter=0.0, pace=1.0)
     assert state.condition is Condition.OK, "whatever happened, a cloud that works for long is well"
