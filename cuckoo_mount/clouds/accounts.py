@@ -45,5 +45,6 @@ def requests_per_second(settings: CloudSettings) -> float | None:
     except ValueError:
         rate = 0.0
     if not 0 < rate <= RATE_MAX:
-        raise UsageError(f"cloud {settings.name}: {REQUESTS_PER_SECOND} is a number above 0, such as 5, not {text!r}")
+        wanted = f"requests per second are a number above 0, up to {RATE_MAX:g}"
+        raise UsageError(f"cloud {settings.name}: {wanted}, not {text!r}; say --requests-per-second 5, or none")
     return rate

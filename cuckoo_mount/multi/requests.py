@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from cuckoo_mount.clouds import jobs
-from cuckoo_mount.clouds.accounts import account_of, requests_per_second
+from cuckoo_mount.clouds.accounts import Account, account_of, requests_per_second
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import expecting
 from cuckoo_mount.errors import (
@@ -172,8 +172,19 @@ class CloudRequests:
             refused = CloudNeedsLogin(entry.trouble, cloud=cloud)
             self._health.report(cloud, Request.PROBE, refused)
             raise refused
-        self.limits.set_ceiling(account_of(entry.settings), requests_per_second(entry.settings))
+        try:
+            self._set_ceiling(account_of(entry.settings))
+        except UsageError as error:
+            wrong = CloudRefused(str(error), cloud=cloud)
+            self._health.report(cloud, Request.PROBE, wrong)
+            raise wrong from None
         return expecting(entry.settings, self._drive_id, entry.cloud_id)
+
+    def _set_ceiling(self, account: Account) -> None:
+        """Limit the account as the user wants: of several numbers for it the smallest.  Raises: UsageError."""
+        of_account = [entry.settings for entry in self._clouds.values() if account_of(entry.settings) == account]
+        given = [per_s for settings in of_account if (per_s := requests_per_second(settings)) is not None]
+        self.limits.set_ceiling(account, min(given, default=None))
 
     async def probe(self, cloud: CloudName) -> None:
         """Return if the cloud's own drive.json was read there just now.  Raises: as `ask`."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-from attrs import define, field
+from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.accounts import account_of, requests_per_second
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.errors import CloudBusy, UsageError
+from cuckoo_mount.errors import CloudBusy, CloudRefused, UsageError
+from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.limits import FALL, PAUSE_S, RATE_MIN, Limits, Rate, rejected, risen
+from cuckoo_mount.multi.requests import CloudRequests
+from cuckoo_mount.types import CloudName
+from tests.packs.packtools import DRIVE, InlinePool, make_clouds
 
+A = CloudName("a")
 ACCOUNT = ("s3", "http://here")
 HOUR_S = 3600.0
 
@@ -220,10 +227,54 @@ def test_an_account_is_a_server_and_credentials() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many", ""])
 def test_a_limit_is_a_number(text: str) -> None:
-    with pytest.raises(UsageError, match=r"limit\.requests is a number"):
+    with pytest.raises(UsageError, match="requests per second are a number"):
         requests_per_second(CloudSettings(name="a", url="/x", options=(("limit.requests", text),)))
 
 
 def test_a_limit_may_be_less_than_one() -> None:
     assert requests_per_second(CloudSettings(name="a", url="/x", options=(("limit.requests", "0.5"),))) == 0.5
     assert requests_per_second(CloudSettings(name="a", url="/x")) is None
+
+
+async def test_each_account_waits_for_itself(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """A folder is an account of its own; what an option says is none of its identity."""
+    clouds = make_clouds(tmp_path, "a", "c")
+    health, pool = Health(jitter=lambda: 0.0), InlinePool()
+    requests = CloudRequests(clouds, pool, health, DRIVE)
+    limit = (("limit.requests", "2"),)
+    clouds[A] = evolve(clouds[A], settings=evolve(clouds[A].settings, options=limit))
+    account = account_of(clouds[A].settings)
+    begun_s = trio.current_time()
+    for _ in range(9):
+        await requests.probe(A)
+    assert trio.current_time() - begun_s == pytest.approx(4.0)
+    assert requests.per_second(A) == 2.0
+    assert requests.batch(A, 100) == 1
+    for _ in range(9):
+        await requests.probe(CloudName("c"))
+    assert trio.current_time() - begun_s == pytest.approx(4.0)
+    assert account == account_of(evolve(clouds[A].settings, options=()))
+    clouds[A] = evolve(clouds[A], settings=evolve(clouds[A].settings, options=(("limit.requests", "x"),)))
+    with pytest.raises(CloudRefused, match="requests per second"):
+        await requests.probe(A)
+    assert health.state(A).condition is Condition.REFUSED
+
+
+async def test_what_is_rejected_is_asked_again_in_its_time(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    clouds, pool, health = make_clouds(tmp_path, "a"), InlinePool(), Health(jitter=lambda: 0.0)
+    requests = CloudRequests(clouds, pool, health, DRIVE)
+    await requests.probe(A)
+    pool.failures["a"] = [CloudBusy("too many", retry_after_s=7.0), CloudBusy("too many", retry_after_s=5.0)]
+    begun_s = trio.current_time()
+    await requests.ask(A, Request.WRITE, jobs.put, "cuckoo/object", b"x", deadline_s=60.0)
+    assert 12.0 <= trio.current_time() - begun_s < 20.0
+    assert health.counters(A).rejected == 2
+    assert health.state(A).condition is Condition.OK
+    pool.failures["a"] = [CloudBusy("too many", retry_after_s=7.0)]
+    with pytest.raises(CloudBusy, match="cloud a"):
+        await requests.ask(A, Request.READ, jobs.get, "cuckoo/object", deadline_s=60.0, urgent=True)
+    with pytest.raises(CloudBusy, match="cloud a: wants no request for another 7 s"):
+        await requests.ask(A, Request.READ, jobs.get, "cuckoo/object", deadline_s=2.0, urgent=True)
+    assert await requests.ask(A, Request.READ, jobs.get, "cuckoo/object", deadline_s=30.0, urgent=True) == b"x"
