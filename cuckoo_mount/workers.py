@@ -42,7 +42,7 @@ IDLE_S: Final = 180.0
 renewal would start a process (0.3 s of CPU for an S3 client) and read drive.json again."""
 _LOSSES_MAX: Final = 1
 _MOVES_MAX: Final = 8
-"""So often a job starts again because another job in its process hung: that is no sign of what is wrong with its own."""
+"""So often a job starts again because another one in its process hung: that says nothing about its own cloud."""
 _UNKILLABLE_MAX: Final = 16
 """Killed processes that do not end (they hang in the kernel, say on a dead NFS server) before no more are started."""
 

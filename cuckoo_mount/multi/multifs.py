@@ -36,6 +36,9 @@ DELETE_BATCH: Final = 100
 LIST_DEADLINE_S: Final = 600.0
 SILENT_S: Final = 300.0
 """An idle drive asks a cloud that is well this seldom whether it still is: each time costs a worker's start."""
+UNWELL_SILENT_S: Final = 50.0
+"""One that is slow or failing gets little else to show that it is well again.  With the right to write renewed every two
+minutes that is still one request a minute."""
 
 
 class MultiFS:
@@ -272,9 +275,10 @@ class MultiFS:
         await self.refresh_space([name for name in self._rooms.changed() if name not in doubtful])
 
     def _is_doubtful(self, name: CloudName) -> bool:
-        # One that is up, but slow or failing, gets little else to show that it is well again.
         health = self._health
-        return not health.is_well(name) or health.is_suspect(name) or health.silent_s(name) >= SILENT_S
+        if not health.is_up(name) or health.is_suspect(name):
+            return True
+        return health.silent_s(name) >= (SILENT_S if health.is_well(name) else UNWELL_SILENT_S)
 
     async def probe(self, among: Collection[CloudName] | None = None) -> dict[CloudName, Condition]:
         """Read drive.json on these clouds (None: all), at the same time, and return how every cloud is.
