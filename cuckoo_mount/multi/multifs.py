@@ -37,8 +37,8 @@ LIST_DEADLINE_S: Final = 600.0
 SILENT_S: Final = 300.0
 """An idle drive asks a cloud that is well this seldom whether it still is: each time costs a worker's start."""
 UNWELL_SILENT_S: Final = 50.0
-"""One that is slow or failing gets little else to show that it is well again.  With the right to write renewed every two
-minutes that is still one request a minute."""
+"""One that is slow or failing gets little else to show that it is well again.  With the right to write renewed every
+two minutes that is still one request a minute."""
 
 
 class MultiFS:
