@@ -23,10 +23,11 @@ UNKNOWN_ROOM_BYTES: Final = 1 << 40
 class CloudState:
     """What placement knows about one cloud.
 
-    `is_up`: identity confirmed and last requests answered.  `is_full`: it said so lately.  `is_slow`: or fails
-    often, or wants fewer requests: it takes only what nobody else in a group as good can.  `placed_bytes`: of our
-    shares, including those under way.  `capacity_bytes`: limit the user set on them, or None.  `free_bytes`: what the
-    cloud says is free, or None if it does not say.  `reserve_bytes`: of that, how much is not ours to take.
+    `is_up`: identity confirmed and last requests answered.  `is_full`: it said so lately.  `is_slow`: or fails often,
+    wants fewer requests, or has perhaps stopped answering: it takes what nobody else in a group as good can.
+    `placed_bytes`: of our shares, including those under way.  `capacity_bytes`: limit the user set on them, or None.
+    `free_bytes`: what the cloud says is free, or None if it does not say.  `reserve_bytes`: of that, how much is not
+    ours to take.
     `group`: clouds with the same non-empty group may be lost together.
     """
 

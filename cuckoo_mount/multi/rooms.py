@@ -109,7 +109,7 @@ class Rooms:
             name=name,
             is_up=self._health.is_up(name),
             is_full=self._health.takes_nothing(name),
-            is_slow=not self._health.is_well(name),
+            is_slow=not self._health.is_well(name) or self._health.is_suspect(name),
             is_read_only=entry.read_only,
             placed_bytes=self.usage(name)[1] + under_way,
             capacity_bytes=entry.capacity_bytes,

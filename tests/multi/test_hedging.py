@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.errors import DataUnavailable
+from cuckoo_mount.errors import CloudTimeout, DataUnavailable
 from cuckoo_mount.multi.erasure import parity_of, parity_path, split
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.hedging import CREDIT_MAX, EXTRA_PART, HedgeBudget, race
@@ -321,3 +321,22 @@ async def test_fragments_are_computed_from_others_when_one_is_late(
     assert max(times[3:]) < 0.03
     assert 1 <= reading.hedged() <= 3
     assert reading.pool.under_way == 0
+
+
+async def test_a_cloud_that_timed_out_gets_nothing_new_before_it_answers(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    reading = Reading(tmp_path, "a", "b", "c")
+    await reading.multifs.probe()
+    reading.pool.always["c"] = CloudTimeout("did not end")
+    reading.pool.delays["c"] = 30.0
+    times = []
+    for number in range(6):
+        begun_s = trio.current_time()
+        shares = await reading.multifs.put_pack(bytes([number]) * 16, str(reading.pack), 2560, "2", b"d" * 32)
+        assert {share.cloud for share in shares} == {"a", "b"}
+        times.append(trio.current_time() - begun_s)
+    assert [time for time in times if time > 1] == [pytest.approx(30, abs=1)]
+    assert reading.health.is_up(CloudName("c")), "one transfer is not enough to call it down"
+    await reading.multifs.look_after()
+    assert reading.health.state(CloudName("c")).condition is Condition.DOWN

@@ -88,6 +88,13 @@ def state(mount: PoolMount, name: str) -> str:
     return next(str(cloud["state"]) for cloud in mount.status()["clouds"] if cloud["name"] == name)
 
 
+def wait_until(mount: PoolMount, name: str, wanted: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while state(mount, name) != wanted:
+        assert time.monotonic() < end, mount.status()["clouds"]
+        time.sleep(0.5)
+
+
 def fill(mount: PoolMount) -> None:
     for number in range(FILES):
         write(mount, number)
@@ -127,11 +134,8 @@ def test_sending_goes_on_without_a_cloud_that_swallows(
     assert mount.status()["packs"]["degraded"] == 0, "two others have room"
     write(mount, 900)
     assert timed(mount.sync) < READ_S, "it is known by now"
-    assert state(mount, name) == "down"
+    wait_until(mount, name, "down")
     bring_back(three_servers, name)
-    end = time.monotonic() + PATIENCE_S
-    while state(mount, name) != "ok":
-        assert time.monotonic() < end, mount.status()["clouds"]
-        time.sleep(0.5)
+    wait_until(mount, name, "ok")
     work_without(mount, FILES + 6)
     mount.sync()
