@@ -85,6 +85,18 @@ class CollectedCatalogue(PackCatalogue, Protocol):
     async def versions_in(self, pack: PackNo) -> list[StoredVersion]:
         """Return the versions that live in a pack, by offset."""
 
+    async def redundancies_in(self, pack: PackNo) -> list[tuple[VersionNo, str | None]]:
+        """Return, for each version in a pack, the redundancies of the files that name it; None: they have none."""
+
+    async def get_setting(self, key: str) -> str | None:
+        """Return a setting of the drive, None when it is not there."""
+
+    async def set_setting(self, key: str, value: str) -> None:
+        """Set a setting of the drive."""
+
+    async def delete_setting(self, key: str) -> None:
+        """Remove a setting of the drive, if it is there."""
+
     async def move_versions(
         self,
         pack_id: bytes,

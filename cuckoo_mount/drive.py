@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
@@ -26,11 +26,14 @@ from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
+from cuckoo_mount.multi.policies import Policies
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
+from cuckoo_mount.packs.repacking import load_policies
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
+from cuckoo_mount.parted.partedfs import PartedFS
+from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.preparing import (
     EPOCHS_FOLDER,
     MEETING_S,
@@ -41,6 +44,7 @@ from cuckoo_mount.preparing import (
     open_metadata,
     read_ledger,
 )
+from cuckoo_mount.redundancies import change_redundancy, clouds_wanted, places_of, space_of
 from cuckoo_mount.roster import Roster
 from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import open_worker_pool
@@ -75,6 +79,7 @@ class Drive:
         filesystem: PartedFS,
         collector: Collector,
         engine: EpochEngine,
+        policies: Policies,
         terms: Terms,
     ) -> None:
         self.roster: Final = roster
@@ -85,6 +90,7 @@ class Drive:
         self._cache = cache
         self._collector = collector
         self._engine = engine
+        self._policies = policies
         self._terms = terms
 
     @property
@@ -133,6 +139,12 @@ class Drive:
     async def degraded_packs(self) -> int:
         """Return how many packs have fewer shares than their policy wants."""
         return await self._metadata.degraded_packs()
+
+    async def set_redundancy(self, text: str) -> None:
+        """Give the drive another redundancy; see `change_redundancy`.  Raises: ReadOnly, UsageError, OSError."""
+        self._check_writable()
+        text = await change_redundancy(text, self._metadata, self._multifs, self._policies)
+        await self.roster.note_redundancy(text)
 
     async def retry_clouds(self) -> None:
         """Ask every cloud that is not up now, whatever its backoff says; if one is back, send to it at once.
@@ -214,6 +226,10 @@ class Drive:
             if self._may_write():
                 await self.collect(thorough=False)
 
+    def _check_writable(self) -> None:
+        if not self._may_write():
+            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing was done")
+
     def _may_write(self) -> bool:
         return self._terms.writing and not self._engine.refused
 
@@ -223,15 +239,16 @@ class Drive:
         `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week.
         Raises: ReadOnly, MetadataError.
         """
-        if not self._may_write():
-            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
+        self._check_writable()
 
         async def oldest_kept_epoch() -> int:
             # What died since the last epoch can go when a new one is durable.
             return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
 
+        if thorough:
+            await self.retry_clouds()
         collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
-        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed:
+        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed or collected.packs_repacked:
             log.info("collected: %s", collected)
         return collected
 
@@ -248,7 +265,7 @@ async def open_drive(
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_worker_pool())
-        keys, policy = DriveKeys(drive_key), parse_policy(config.redundancy)
+        keys, policies = DriveKeys(drive_key), Policies(config.redundancy)
         multifs = MultiFS(await known_clouds(config, paths, pool), pool, Health(), config.drive_id)
         joining = Joining(
             clouds=multifs,
@@ -257,7 +274,7 @@ async def open_drive(
             state_folder=paths.state,
             folder=paths.state / EPOCHS_FOLDER,
             encrypted=config.encrypted,
-            wanted=partial(_wanted, multifs, policy),
+            wanted=partial(clouds_wanted, multifs, policies),
             drive_name=config.name,
         )
         joined = await join_clouds(joining, multifs, config, paths, terms)
@@ -266,7 +283,8 @@ async def open_drive(
         config = await _settled(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
-        policy = parse_policy(config.redundancy)
+        policies.set_default(config.redundancy)
+        await load_policies(metadata, policies)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
         multifs.set_usage(await metadata.cloud_usage())
         writer = PackWriter(
@@ -277,7 +295,7 @@ async def open_drive(
             paths.state / "staging",
             drive_id=config.drive_id,
             encrypted=config.encrypted,
-            policy=format_policy(policy),
+            policies=policies,
             pack_size_bytes=config.pack_size_bytes,
         )
         roster = Roster(config, paths, metadata, multifs, pool, writer, keys=keys, load_slots=slots.objects)
@@ -297,7 +315,13 @@ async def open_drive(
             digest=keys.chunk_digest,
             ticks=ticks,
         )
-        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy), deadline_s=config.deadline_s)
+        filesystem = PartedFS(
+            metadata,
+            cache,
+            space=space_of(multifs, policies),
+            redundancy=Redundancy(metadata, policies, partial(places_of, multifs)),
+            deadline_s=config.deadline_s,
+        )
         collector = Collector(
             metadata,
             multifs,
@@ -314,7 +338,7 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms)
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, policies, terms)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
@@ -329,12 +353,6 @@ async def open_drive(
 def _refuse(filesystem: PartedFS, cache: ChunkCache, reason: str) -> None:
     filesystem.refuse_writes(reason)
     cache.stop_sending()
-
-
-def _wanted(multifs: MultiFS, policy: Policy) -> int:
-    """Return on how many clouds an epoch is durable (design §3.5)."""
-    writable = sum(multifs.takes_objects(name) for name in multifs.names)
-    return max(1, min(writable, max(policy.parity + 1, 2)))
 
 
 async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
@@ -371,11 +389,3 @@ def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> Cache
     share = held.dirty_bytes + held.clean_bytes + free // 2
     limit = max(16 << 20, min(config.cache_limit_bytes, share))
     return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
-
-
-def _space_of(multifs: MultiFS, policy: Policy) -> Callable[[], Awaitable[SpaceLeft]]:
-    async def space() -> SpaceLeft:
-        room = await multifs.free_space(policy)
-        return SpaceLeft(room.total_bytes, room.free_bytes)
-
-    return space

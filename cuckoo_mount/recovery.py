@@ -42,9 +42,10 @@ from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.replay import build_store
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.multi.records import CloudEntry
-from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool
+from cuckoo_mount.packs.repacking import POLICIES_SETTING
 from cuckoo_mount.preparing import EPOCHS_FOLDER, cloud_entry
 from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudRow
 
@@ -195,7 +196,8 @@ class Recovery:
                 for name in found.listings:
                     silent.pop(name, None)
                 writable = sum(not cloud.read_only for cloud in config.clouds)
-                wanted = max(1, min(writable, max(parse_policy(config.redundancy).parity + 1, 2)))
+                policies = Policies(config.redundancy, settings.get(POLICIES_SETTING, "").split())
+                wanted = max(1, min(writable, max(policies.losses + 1, 2)))
                 claim = await highest_claim(multifs, found, self._keys, self._door.drive_id)
                 return Found(
                     config=config,

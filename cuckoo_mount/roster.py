@@ -36,7 +36,7 @@ from cuckoo_mount.cloudsettings import (
     without_credentials,
 )
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
-from cuckoo_mount.config.files import store_clouds
+from cuckoo_mount.config.files import store_clouds, store_redundancy
 from cuckoo_mount.errors import CloudError, CloudRefused, CloudUnavailable, ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.format import ID_BYTES, pack_share_name
 from cuckoo_mount.layers.keys import DriveKeys
@@ -206,6 +206,11 @@ class Roster:
         return [str(answer) for answer in answers if isinstance(answer, CuckooError)]
 
     # -- commands --
+
+    async def note_redundancy(self, redundancy: str) -> None:
+        """Have `config` and the TOML file say the drive's redundancy.  Raises: ConfigurationError, OSError."""
+        await trio.to_thread.run_sync(store_redundancy, redundancy, self._paths)
+        self.config = evolve(self.config, redundancy=redundancy)
 
     def listing(self) -> list[dict[str, object]]:
         """Return what `cuckoo cloud list` shows, without secrets."""

@@ -34,6 +34,8 @@ NAME_MAX_BYTES: Final = 255
 SYMLINK_MAX_BYTES: Final = 4095
 SIZE_MAX_BYTES: Final = (1 << 63) - 1
 LINK_MAX: Final = 65000
+REDUNDANCY_XATTR: Final = b"user.cuckoo.redundancy"
+"""Extended attribute of files and directories: the policy of a pack, as docs/format.md writes it."""
 
 
 @frozen(slots=True)

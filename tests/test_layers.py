@@ -44,6 +44,7 @@ LEVELS: Final[dict[str, int]] = {
     "preparing": 8,
     "recovery": 8,
     "roster": 8,
+    "redundancies": 8,
     "cloudsettings": 8,
     "slots": 8,
     "fsck": 8,

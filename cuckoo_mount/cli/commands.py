@@ -74,6 +74,11 @@ async def _cloud_remove(drive: Drive, arguments: Arguments) -> Result:
     return {"name": name, **figures}
 
 
+async def _set_redundancy(drive: Drive, arguments: Arguments) -> Result:
+    await drive.set_redundancy(_take(arguments, "redundancy", str))
+    return {"redundancy": drive.config.redundancy}
+
+
 async def _gc(drive: Drive, arguments: Arguments) -> Result:
     keep = _take(arguments, "keep", int) if arguments.get("keep") is not None else None
     if arguments.get("dry_run"):
@@ -90,6 +95,7 @@ DRIVE_COMMANDS: Final[dict[str, Handler]] = {
     "cloud-set": _cloud_set,
     "cloud-test": _cloud_test,
     "gc": _gc,
+    "set-redundancy": _set_redundancy,
     "recovery-key-shown": keyhandlers.recovery_key_shown,
 }
 

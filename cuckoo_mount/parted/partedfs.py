@@ -30,6 +30,7 @@ from cuckoo_mount.errors import (
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import DirectoryHandle, FileHandle, HandleTable
+from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.parted.stillness import Stillness
 from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set_id
 from cuckoo_mount.types import (
@@ -67,6 +68,7 @@ class PartedFS:
         cache: ChunkCache,
         *,
         space: Callable[[], Awaitable[SpaceLeft]],
+        redundancy: Redundancy,
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self._metadata = metadata
@@ -75,7 +77,7 @@ class PartedFS:
         self._deadline_s = deadline_s
         self._fence = Fence()
         self._stillness = Stillness()
-        self.tree: Final = Tree(metadata, cache, self._fence)
+        self.tree: Final = Tree(metadata, cache, self._fence, redundancy)
         self.handles: Final = HandleTable()
         self.access_times = True
         """Whether reading moves atime, as relatime does."""

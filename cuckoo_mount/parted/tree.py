@@ -30,7 +30,16 @@ from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.parted import acl
 from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import References
-from cuckoo_mount.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
+from cuckoo_mount.parted.redundancy import Redundancy
+from cuckoo_mount.types import (
+    NAME_MAX_BYTES,
+    REDUNDANCY_XATTR,
+    SYMLINK_MAX_BYTES,
+    DirectoryEntry,
+    Inode,
+    InodeChanges,
+    InodeNo,
+)
 
 XATTR_MAX_BYTES: Final = 65536
 _NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
@@ -79,10 +88,11 @@ def check_attribute_name(name: bytes) -> None:
 class Tree:
     """Names and attributes of one drive."""
 
-    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence) -> None:
+    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence, redundancy: Redundancy) -> None:
         self._metadata = metadata
         self._cache = cache
         self._fence = fence
+        self._redundancy = redundancy
         self.references: Final = References()
 
     async def lookup(self, parent: InodeNo, name: bytes) -> Inode:
@@ -129,6 +139,7 @@ class Tree:
         xattrs: dict[bytes, bytes] = {}
         if not stat.S_ISLNK(mode):
             mode, xattrs = await self._inherit(parent, mode)
+            xattrs |= await self._redundancy.inherited(parent, mode)
         node = NewNode(mode=mode, uid=caller.uid, gid=gid, now_ns=now_ns(), rdev=rdev, target=target, xattrs=xattrs)
         return await self._metadata.make_node(parent, name, node)
 
@@ -259,7 +270,8 @@ class Tree:
         """Set an extended attribute; an access ACL changes the mode with it.
 
         As with chmod(2) the set-group-id bit goes if the caller is not in the node's group: `is_member` tells of a gid.
-        Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL), StaleInode.
+        Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL, no redundancy),
+        StaleInode.
         """
         self._fence.check()
         check_attribute_name(name)
@@ -268,6 +280,9 @@ class Tree:
         ctime_ns = now_ns()
         stored: bytes | None = value
         mode: int | None = None
+        if name == REDUNDANCY_XATTR:
+            stored = self._redundancy.check(value)
+            await self._redundancy.before_change(await self._metadata.get_inode(ino), stored)
         if name in (acl.ACCESS, acl.DEFAULT):
             inode = await self._metadata.get_inode(ino)
             entries = acl.parse(value)
@@ -293,6 +308,8 @@ class Tree:
         check_attribute_name(name)
         if name in (acl.ACCESS, acl.DEFAULT) and name not in await self._metadata.list_xattrs(ino):
             return
+        if name == REDUNDANCY_XATTR:
+            await self._redundancy.before_change(await self._metadata.get_inode(ino), None)
         await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 
