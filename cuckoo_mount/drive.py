@@ -30,7 +30,7 @@ from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
-from cuckoo_mount.packs.repacking import load_policies
+from cuckoo_mount.packs.repacking import is_repacking, load_policies
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.parted.partedfs import PartedFS
 from cuckoo_mount.parted.redundancy import Redundancy
@@ -173,6 +173,7 @@ class Drive:
         return {
             "drive": self.config.name,
             "redundancy": self.config.redundancy,
+            "redundancies": sorted(self._policies.others),
             "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
             "epoch": self.epoch(),
@@ -196,6 +197,7 @@ class Drive:
                 "live_bytes": held.pack_live_bytes,
                 "stored_bytes": held.pack_stored_bytes,
                 "degraded": degraded,
+                "repacking": await is_repacking(self._metadata),
             },
             "files": held.inodes,
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
@@ -246,7 +248,8 @@ class Drive:
             return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
 
         if thorough:
-            await self.retry_clouds()
+            # One request each: what is read from a cloud that went away unnoticed is waited for up to the deadline.
+            await self._multifs.probe()
         collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
         if collected.packs_deleted or collected.packs_compacted or collected.packs_healed or collected.packs_repacked:
             log.info("collected: %s", collected)

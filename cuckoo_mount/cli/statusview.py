@@ -119,7 +119,8 @@ def _cache(cache: Status) -> str:
 def _packs(packs: Status) -> str:
     stored, live, degraded = (_number(packs, key) for key in ("stored_bytes", "live_bytes", "degraded"))
     said = f"{_number(packs, 'count')}, {human_size(stored)} stored for {human_size(live)}"
-    return f"{said}, {degraded} degraded" if degraded else said
+    said += f", {degraded} degraded" if degraded else ""
+    return f"{said}; some are being written anew for another redundancy" if packs.get("repacking") is True else said
 
 
 def _clouds_table(status: Status, width: int) -> RenderableType:

@@ -66,6 +66,11 @@ async def ask_for_repacking(metadata: Settings) -> None:
         await metadata.set_setting(POSITION_SETTING, "0")
 
 
+async def is_repacking(metadata: Settings) -> bool:
+    """Return whether packs are still to be looked at.  Raises: MetadataError."""
+    return await metadata.get_setting(POSITION_SETTING) is not None
+
+
 class Repacker:
     """Repacks for one drive.  `is_idle`: whether nothing waits to be sent."""
 
@@ -101,15 +106,26 @@ class Repacker:
             for batch in batches_of(wanted, self._writer.pack_size_bytes):
                 if next(begun) >= BATCHES_AT_ONCE or (replaced and not self._is_idle()):
                     return replaced
-                done = await self._compactor.compact_batches([batch], lambda: False)
-                replaced += done
-                if not done and not self._pass_over(batch):
+                done = await self._repack(batch)
+                if done is None:
                     return replaced
+                replaced += done
             # Not over a change that was asked for meanwhile: that begins anew.
             if await self._metadata.get_setting(POSITION_SETTING) == self._noted:
                 await self._advance(packs[-1].number if packs else None)
             await trio.lowlevel.checkpoint()
         return replaced
+
+    async def _repack(self, batch: Batch) -> int | None:
+        """Return how many of these packs were replaced: all but those that cannot be read; None: it is not the time."""
+        while batch:
+            if done := await self._compactor.compact_batches([batch], lambda: False):
+                return done
+            if not self._pass_over(batch):
+                return None
+            out = self._compactor.failed | self._compactor.unreachable
+            batch = tuple(pack for pack in batch if pack.number not in out)
+        return 0
 
     async def _goes_on(self) -> bool:
         """Return whether something is to be looked at; begin where the setting says if that is news."""

@@ -170,6 +170,28 @@ def test_the_drives_own_redundancy_changes(tmp_path: Path, make_machine: MakeMac
     assert settled(machine, special, *plain, later) == [{"2+1"}] + [{"3"}] * 6
 
 
+def test_packs_on_a_cloud_that_is_away_do_not_hold_up_others(tmp_path: Path, make_pool: MakePool) -> None:
+    places = [folder_place(tmp_path / "clouds", name) for name in ("a", "b", "c")]
+    mount = make_pool(places, redundancy="none")
+    mount.start()
+    for number in range(9):
+        fill(mount.path / f"f{number}", number)
+        mount.sync()
+    alone = len(places[0].packs())
+    assert 0 < alone < 9
+    hide(places[:1])
+    mount.cuckoo("set", "--redundancy", "2")
+    mount.cuckoo("gc")
+    assert mount.status()["packs"]["repacking"] is True
+    assert sorted(policy for found in stored_as(mount).values() for policy in found) == ["1"] * alone + ["2"] * (
+        9 - alone
+    )
+    bring_back(places[:1])
+    mount.cuckoo("gc")
+    assert mount.status()["packs"]["repacking"] is False
+    assert settled(mount, *[mount.path / f"f{number}" for number in range(9)]) == [{"2"}] * 9
+
+
 async def test_any_order_of_changes_ends_with_what_was_asked_for_last(tmp_path: Path, make_pool: MakePool) -> None:
     """Random changes, writes, equal contents, removals, with packs sent and collected in between."""
     policies = Policies("1")
