@@ -22,6 +22,7 @@ from cuckoo_mount.config import DriveConfig, DrivePaths
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.health import Condition, Health
@@ -32,6 +33,7 @@ from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.repacking import is_repacking, load_policies
 from cuckoo_mount.packs.writer import PackWriter
+from cuckoo_mount.parted.durability import Durability
 from cuckoo_mount.parted.partedfs import PartedFS
 from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.preparing import (
@@ -44,8 +46,8 @@ from cuckoo_mount.preparing import (
     open_metadata,
     read_ledger,
 )
-from cuckoo_mount.redundancies import change_redundancy, clouds_wanted, places_of, space_of
 from cuckoo_mount.roster import Roster
+from cuckoo_mount.rules import Rules, clouds_wanted, places_of, space_of
 from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import open_worker_pool
 
@@ -79,18 +81,18 @@ class Drive:
         filesystem: PartedFS,
         collector: Collector,
         engine: EpochEngine,
-        policies: Policies,
+        rules: Rules,
         terms: Terms,
     ) -> None:
         self.roster: Final = roster
         self.slots: Final = slots
+        self.rules: Final = rules
         self.filesystem: Final = filesystem
         self._metadata = metadata
         self._multifs = multifs
         self._cache = cache
         self._collector = collector
         self._engine = engine
-        self._policies = policies
         self._terms = terms
 
     @property
@@ -140,12 +142,6 @@ class Drive:
         """Return how many packs have fewer shares than their policy wants."""
         return await self._metadata.degraded_packs()
 
-    async def set_redundancy(self, text: str) -> None:
-        """Give the drive another redundancy; see `change_redundancy`.  Raises: ReadOnly, UsageError, OSError."""
-        self._check_writable()
-        text = await change_redundancy(text, self._metadata, self._multifs, self._policies)
-        await self.roster.note_redundancy(text)
-
     async def retry_clouds(self) -> None:
         """Ask every cloud that is not up now, whatever its backoff says; if one is back, send to it at once.
 
@@ -172,8 +168,7 @@ class Drive:
         degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
-            "redundancy": self.config.redundancy,
-            "redundancies": sorted(self._policies.others),
+            **self.rules.status(),
             "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
             "epoch": self.epoch(),
@@ -228,7 +223,8 @@ class Drive:
             if self._may_write():
                 await self.collect(thorough=False)
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raises: ReadOnly where nothing may be changed."""
         if not self._may_write():
             raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing was done")
 
@@ -241,7 +237,7 @@ class Drive:
         `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week.
         Raises: ReadOnly, MetadataError.
         """
-        self._check_writable()
+        self.check_writable()
 
         async def oldest_kept_epoch() -> int:
             # What died since the last epoch can go when a new one is durable.
@@ -318,11 +314,14 @@ async def open_drive(
             digest=keys.chunk_digest,
             ticks=ticks,
         )
+        durability = Durability(metadata, lambda: send_all_insisting(drive), deadline_s=config.deadline_s)
+        await durability.load()
         filesystem = PartedFS(
             metadata,
             cache,
             space=space_of(multifs, policies),
             redundancy=Redundancy(metadata, policies, partial(places_of, multifs)),
+            durability=durability,
             deadline_s=config.deadline_s,
         )
         collector = Collector(
@@ -341,7 +340,8 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, policies, terms)
+        rules = Rules(metadata, multifs, roster, policies, durability)
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, rules, terms)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
@@ -378,6 +378,7 @@ async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
         log.warning(
             "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
         )
+    encrypted = await metadata.get_setting("encryption") != "none"
     encrypted = await metadata.get_setting("encryption") != "none"
     if encrypted != config.encrypted:
         log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")

@@ -26,6 +26,7 @@ LEVELS: Final[dict[str, int]] = {
     "clock": 0,
     "catalogue": 0,
     "locks": 0,
+    "durabilities": 0,
     "clouds": 1,
     "workers": 1,  # with processes and workerprocess, its two ends
     "processes": 1,
@@ -44,7 +45,8 @@ LEVELS: Final[dict[str, int]] = {
     "preparing": 8,
     "recovery": 8,
     "roster": 8,
-    "redundancies": 8,
+    "insisting": 8,
+    "rules": 8,
     "cloudsettings": 8,
     "slots": 8,
     "fsck": 8,

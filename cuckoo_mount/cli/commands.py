@@ -74,9 +74,13 @@ async def _cloud_remove(drive: Drive, arguments: Arguments) -> Result:
     return {"name": name, **figures}
 
 
-async def _set_redundancy(drive: Drive, arguments: Arguments) -> Result:
-    await drive.set_redundancy(_take(arguments, "redundancy", str))
-    return {"redundancy": drive.config.redundancy}
+async def _set_drive(drive: Drive, arguments: Arguments) -> Result:
+    drive.check_writable()
+    if arguments.get("durability") is not None:
+        await drive.rules.set_durability(_take(arguments, "durability", str))
+    if arguments.get("redundancy") is not None:
+        await drive.rules.set_redundancy(_take(arguments, "redundancy", str))
+    return drive.rules.status()
 
 
 async def _gc(drive: Drive, arguments: Arguments) -> Result:
@@ -95,7 +99,7 @@ DRIVE_COMMANDS: Final[dict[str, Handler]] = {
     "cloud-set": _cloud_set,
     "cloud-test": _cloud_test,
     "gc": _gc,
-    "set-redundancy": _set_redundancy,
+    "set": _set_drive,
     "recovery-key-shown": keyhandlers.recovery_key_shown,
 }
 

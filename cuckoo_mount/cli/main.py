@@ -26,7 +26,7 @@ COMMANDS: Final[dict[str, str]] = {
     "init": "Make a drive for clouds of your own.",
     "recover": "Make a drive on this machine from one of its clouds and the passphrase.",
     "cloud": "Add, list, test, change and remove a drive's clouds.",
-    "set": "Change the redundancy of a drive, or of files and folders.",
+    "set": "Change redundancy and durability of a drive, or of files and folders.",
     "key": "Show the recovery key, change the passphrase.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
     "destroy": "Delete a drive: its objects on every cloud, and everything of it here.",

@@ -1,4 +1,4 @@
-"""`cuckoo set`: how redundant a drive is, or the files below a folder of it."""
+"""`cuckoo set`: how redundant and how durable a drive is, or the files below a folder of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cuckoo_mount.cli import common
 from cuckoo_mount.cli.mounts import mount_around
 from cuckoo_mount.cli.operate import run_on_drive
 from cuckoo_mount.config.paths import shown
+from cuckoo_mount.durabilities import CLOUD, DURABILITY_XATTR, LOCAL, check_durability
 from cuckoo_mount.errors import InvalidArgument, NoAttribute, NotFound, NotSupported, UsageError
 from cuckoo_mount.multi.redundancy import check_redundancy, describe_policy, format_policy, parse_policy
 from cuckoo_mount.types import REDUNDANCY_XATTR
@@ -26,39 +27,65 @@ DEFAULT: Final = "default"
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--redundancy",
-    required=True,
     metavar="none|N|K+M|default",
     help="How the chunks are stored: one copy, N copies, or K data and M parity shares, always on distinct clouds; "
     "`default`, with PATH: as the drive's own redundancy says.",
 )
+@click.option(
+    "--durability",
+    metavar="local|cloud|default",
+    help="What fsync waits for: this disk, or the clouds, too (ETIMEDOUT if that takes longer than the deadline; then "
+    "the data stay queued); `default`, with PATH: as the drive's own says.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say how many files and folders it would be.")
 @common.common_options
-def command(path: Path | None, redundancy: str, dry_run: bool, drive: str, as_json: bool) -> int:
-    """Change the redundancy of a drive, or of PATH and everything below it.
+def command(
+    path: Path | None, redundancy: str | None, durability: str | None, dry_run: bool, drive: str, as_json: bool
+) -> int:
+    """Change the redundancy or durability of a drive, or of PATH and everything below it.
 
-    A folder passes its redundancy on to what is made in it later; moving a file does not change it.  The attribute
-    user.cuckoo.redundancy shows it.  What is stored already is written anew in the background; `cuckoo gc` does all of
-    that now.
+    A folder passes both on to what is made in it later; moving a file changes neither.  The attributes
+    user.cuckoo.redundancy and user.cuckoo.durability show them.  With another redundancy what is stored already is
+    written anew in the background; `cuckoo gc` does all of that now.
     """
+    if redundancy is None and durability is None:
+        raise UsageError("nothing to set; give --redundancy or --durability")
     if path is None:
-        if redundancy == DEFAULT:
-            raise UsageError("without PATH it is the default that is changed; write none, a number of copies, or K+M")
-        return _set_drive(drive, check_redundancy(redundancy), dry_run=dry_run, as_json=as_json)
-    given = mount_around(path)
-    if given is None:
+        if DEFAULT in (redundancy, durability):
+            raise UsageError("without PATH it is the default that is changed; it cannot be `default` itself")
+        return _set_drive(drive, redundancy, durability, dry_run=dry_run, as_json=as_json)
+    if mount_around(path) is None:
         raise UsageError(f"{shown(path)} lies in no mounted drive; see: cuckoo drives")
-    value = None if redundancy == DEFAULT else format_policy(parse_policy(check_redundancy(redundancy)))
+    wanted: dict[bytes, str | None] = {}
+    if redundancy is not None:
+        policy = None if redundancy == DEFAULT else parse_policy(check_redundancy(redundancy))
+        wanted[REDUNDANCY_XATTR] = None if policy is None else format_policy(policy)
+    if durability is not None:
+        wanted[DURABILITY_XATTR] = None if durability == DEFAULT else check_durability(durability)
     count = _Count()
     for name, is_directory in _walk(path):
         if not dry_run:
-            _set_attribute(name, value)
+            for attribute, value in wanted.items():
+                _set_attribute(name, attribute.decode("ascii"), value)
         count.add(is_directory=is_directory)
     if as_json:
-        common.print_json({"path": str(path), "redundancy": redundancy, "files": count.files, "folders": count.folders})
+        given = {"redundancy": redundancy, "durability": durability}
+        common.print_json({"path": str(path), **given, "files": count.files, "folders": count.folders})
     else:
-        what = "the drive's own redundancy" if value is None else describe_policy(parse_policy(value))
-        click.echo(f"{count}: {what}{' (nothing was changed)' if dry_run else ''}.")
+        click.echo(f"{count}: {_words(redundancy, durability)}{' (nothing was changed)' if dry_run else ''}.")
     return common.DONE
+
+
+def _words(redundancy: str | None, durability: str | None) -> str:
+    """Return what was set, as people say it."""
+    words = []
+    if redundancy is not None:
+        policy = None if redundancy == DEFAULT else parse_policy(redundancy)
+        words.append("the drive's own redundancy" if policy is None else describe_policy(policy))
+    if durability is not None:
+        what = {LOCAL: "fsync waits for this disk", CLOUD: "fsync waits for the clouds"}
+        words.append(what.get(durability, "the drive's own durability"))
+    return ", ".join(words)
 
 
 @define(slots=True)
@@ -76,16 +103,19 @@ class _Count:
         return f"{files}, {folders}"
 
 
-def _set_drive(drive: str, redundancy: str, *, dry_run: bool, as_json: bool) -> int:
-    what = describe_policy(parse_policy(redundancy))
+def _set_drive(drive: str, redundancy: str | None, durability: str | None, *, dry_run: bool, as_json: bool) -> int:
+    redundancy = None if redundancy is None else check_redundancy(redundancy)
+    durability = None if durability is None else check_durability(durability)
+    what = _words(redundancy, durability)
     if dry_run:
-        click.echo(f"Drive {drive!r} would have {what}; nothing was changed.")
+        click.echo(f"Drive {drive!r} would have: {what}; nothing was changed.")
         return common.DONE
-    result = run_on_drive(drive, "set-redundancy", redundancy=redundancy)
+    result = run_on_drive(drive, "set", redundancy=redundancy, durability=durability)
     if as_json:
         common.print_json({"drive": drive, **result})
     else:
-        click.echo(f"Drive {drive!r} has {what} from now on; what is stored already follows in the background.")
+        follows = "; what is stored already follows in the background" if redundancy is not None else ""
+        click.echo(f"Drive {drive!r} from now on: {what}{follows}.")
     return common.DONE
 
 
@@ -114,9 +144,8 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _set_attribute(path: Path, value: str | None) -> None:
+def _set_attribute(path: Path, name: str, value: str | None) -> None:
     """Set or remove the attribute of one node; one that vanished is no error.  Raises: UsageError, OSError."""
-    name = REDUNDANCY_XATTR.decode("ascii")
     try:
         if value is None:
             os.removexattr(path, name)
@@ -126,7 +155,7 @@ def _set_attribute(path: Path, value: str | None) -> None:
         if error.errno == NotFound.errno or (value is None and error.errno == NoAttribute.errno):
             return
         if error.errno == InvalidArgument.errno:
-            raise UsageError(f"the drive has too few clouds for redundancy {value}; see: cuckoo cloud list") from error
+            raise UsageError(f"the drive has too few clouds for {value}; see: cuckoo cloud list") from error
         if error.errno == NotSupported.errno:
             raise UsageError(f"{shown(path)}: the drive is mounted with noxattr; mount it without") from error
         raise

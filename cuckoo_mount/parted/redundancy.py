@@ -1,33 +1,38 @@
 """The redundancy that files and directories have of their own: `user.cuckoo.redundancy`.
 
-Used by tree.py.  Loop only, never waits for a cloud.  The attribute is kept like any other, so that copies and backups
-that keep attributes keep it, too; what is special is that it is checked, inherited by what is made in a directory, and
-that stored packs follow a change of it (packs/repacking.py).
+Used by tree.py, as a mark.  Loop only, never waits for a cloud.  Stored packs follow a change of it
+(packs/repacking.py).
 """
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
 from typing import Final
 
-from cuckoo_mount.errors import InvalidArgument, NoAttribute, UsageError
+from cuckoo_mount.errors import InvalidArgument, UsageError
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.multi.redundancy import check_redundancy, format_policy, parse_policy
 from cuckoo_mount.packs.repacking import ask_for_repacking, note_policy
-from cuckoo_mount.types import REDUNDANCY_XATTR, Inode, InodeNo
+from cuckoo_mount.types import REDUNDANCY_XATTR, Inode
 
 _LONGEST: Final = 16
 
 
 class Redundancy:
-    """Checks and inherits the redundancy of one drive's files.  `clouds`: tells how many clouds take shares."""
+    """The redundancy of one drive's files, as a mark.  `clouds`: tells how many clouds take shares."""
+
+    name: Final = REDUNDANCY_XATTR
 
     def __init__(self, metadata: Metadata, policies: Policies, clouds: Callable[[], int]) -> None:
         self._metadata = metadata
         self._policies = policies
         self._clouds = clouds
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any file or directory may have one of its own."""
+        return not self._policies.is_uniform
 
     def check(self, value: bytes) -> bytes:
         """Return the attribute's value as it is kept: `1`, `2`, …, `K+M`.
@@ -45,10 +50,7 @@ class Redundancy:
         return format_policy(policy).encode("ascii")
 
     async def before_change(self, inode: Inode, value: bytes | None) -> None:
-        """To be called right before a node's redundancy becomes `value`, as `check` returned it, or the drive's.
-
-        No checkpoint in between.  Raises: MetadataError.
-        """
+        """See `Mark.before_change`: packs that are stored follow."""
         own = (await self._metadata.redundancies([inode.ino])).get(inode.ino)
         if own == (None if value is None else value.decode("ascii")):
             return
@@ -56,12 +58,3 @@ class Redundancy:
             await note_policy(self._metadata, self._policies, value.decode("ascii"))
         if inode.chunk_count:
             await ask_for_repacking(self._metadata)
-
-    async def inherited(self, directory: InodeNo, mode: int) -> dict[bytes, bytes]:
-        """Return the attribute that a node of this mode gets when it is made in `directory`."""
-        if self._policies.is_uniform or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            return {}
-        try:
-            return {REDUNDANCY_XATTR: await self._metadata.get_xattr(directory, REDUNDANCY_XATTR)}
-        except NoAttribute:
-            return {}

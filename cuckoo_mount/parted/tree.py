@@ -30,10 +30,9 @@ from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.parted import acl
 from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import References
-from cuckoo_mount.parted.redundancy import Redundancy
+from cuckoo_mount.parted.marks import Marks
 from cuckoo_mount.types import (
     NAME_MAX_BYTES,
-    REDUNDANCY_XATTR,
     SYMLINK_MAX_BYTES,
     DirectoryEntry,
     Inode,
@@ -88,11 +87,11 @@ def check_attribute_name(name: bytes) -> None:
 class Tree:
     """Names and attributes of one drive."""
 
-    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence, redundancy: Redundancy) -> None:
+    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence, marks: Marks) -> None:
         self._metadata = metadata
         self._cache = cache
         self._fence = fence
-        self._redundancy = redundancy
+        self._marks = marks
         self.references: Final = References()
 
     async def lookup(self, parent: InodeNo, name: bytes) -> Inode:
@@ -139,7 +138,7 @@ class Tree:
         xattrs: dict[bytes, bytes] = {}
         if not stat.S_ISLNK(mode):
             mode, xattrs = await self._inherit(parent, mode)
-            xattrs |= await self._redundancy.inherited(parent, mode)
+            xattrs |= await self._marks.inherited(parent, mode)
         node = NewNode(mode=mode, uid=caller.uid, gid=gid, now_ns=now_ns(), rdev=rdev, target=target, xattrs=xattrs)
         return await self._metadata.make_node(parent, name, node)
 
@@ -270,8 +269,8 @@ class Tree:
         """Set an extended attribute; an access ACL changes the mode with it.
 
         As with chmod(2) the set-group-id bit goes if the caller is not in the node's group: `is_member` tells of a gid.
-        Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL, no redundancy),
-        StaleInode.
+        Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL, or nothing that
+        a mark may be), StaleInode.
         """
         self._fence.check()
         check_attribute_name(name)
@@ -280,9 +279,9 @@ class Tree:
         ctime_ns = now_ns()
         stored: bytes | None = value
         mode: int | None = None
-        if name == REDUNDANCY_XATTR:
-            stored = self._redundancy.check(value)
-            await self._redundancy.before_change(await self._metadata.get_inode(ino), stored)
+        if (mark := self._marks.get(name)) is not None:
+            stored = mark.check(value)
+            await mark.before_change(await self._metadata.get_inode(ino), stored)
         if name in (acl.ACCESS, acl.DEFAULT):
             inode = await self._metadata.get_inode(ino)
             entries = acl.parse(value)
@@ -308,8 +307,8 @@ class Tree:
         check_attribute_name(name)
         if name in (acl.ACCESS, acl.DEFAULT) and name not in await self._metadata.list_xattrs(ino):
             return
-        if name == REDUNDANCY_XATTR:
-            await self._redundancy.before_change(await self._metadata.get_inode(ino), None)
+        if (mark := self._marks.get(name)) is not None:
+            await mark.before_change(await self._metadata.get_inode(ino), None)
         await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 

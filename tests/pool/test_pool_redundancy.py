@@ -216,7 +216,7 @@ async def test_any_order_of_changes_ends_with_what_was_asked_for_last(tmp_path: 
                 del contents[name], wanted[name]
             elif step < 0.85:
                 default = dice.choice(("none", "2", "2+1"))
-                await opened.drive.set_redundancy(default)
+                await opened.drive.rules.set_redundancy(default)
                 policies.set_default(default)
             elif step < 0.95:
                 await opened.sync()
