@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuckoo_mount.epochformat import EpochKind, LeaseName
-from cuckoo_mount.epochs.claims import STALE_S, Claim, Notes, is_stale, read_notes, watch_claim, write_notes
+from cuckoo_mount.epochs.claims import (
+    EARLIER_MAX,
+    STALE_S,
+    Claim,
+    Notes,
+    is_stale,
+    read_notes,
+    watch_claim,
+    write_notes,
+)
 from cuckoo_mount.epochs.keeping import (
     DAY_NS,
     HOUR_NS,
