@@ -32,7 +32,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
 from cuckoo_mount.multi.requests import Pool, gather
 from cuckoo_mount.slots import RECOVERY_KEY_SHOWN
-from cuckoo_mount.types import CloudName, CloudRow
+from cuckoo_mount.types import CloudName, CloudRow, CloudUse
 
 log = logging.getLogger(__name__)
 MEETING_S: Final = 10.0
@@ -74,7 +74,8 @@ async def known_clouds(config: DriveConfig, paths: DrivePaths, pool: Pool) -> di
     entries = {CloudName(cloud.name): await cloud_entry(config.name, row_of(cloud), cloud) for cloud in config.clouds}
     if paths.metadata.exists():
         listed = await trio.to_thread.run_sync(peek_clouds, paths.metadata)
-        return {name: entry for name, entry in entries.items() if name in listed}
+        listed = {name: use for name, use in listed.items() if use is not CloudUse.DRAINED}
+        return {name: evolve(entry, use=listed[name]) for name, entry in entries.items() if name in listed}
     found = await gather([partial(_find_identity, pool, entry, config.drive_id) for entry in entries.values()])
     return {name: entry for (name, entry), known in zip(entries.items(), found, strict=True) if known is not None}
 

@@ -65,13 +65,20 @@ class Publisher:
         higher = max((name for name in (*leases, *epochs) if name > self.holder.name), default=None)
         return _superseded(higher) if higher is not None else ""
 
-    def _targets(self) -> list[CloudName]:
-        """Return the clouds that can be written to and of which it is known what they have."""
+    def _met(self) -> list[CloudName]:
+        """Return the clouds that are up, not read-only, and of which it is known what they have.
+
+        Claims go to all of these: whoever takes over may see just one that gets no epochs any more.
+        """
         return [
             name
             for name in self._clouds.names
-            if name in self._presence and self._clouds.is_up(name) and self._clouds.takes_objects(name)
+            if name in self._presence and self._clouds.is_up(name) and self._clouds.loses_objects(name)
         ]
+
+    def _targets(self) -> list[CloudName]:
+        """Return those of them that get epochs."""
+        return [name for name in self._met() if self._clouds.takes_objects(name)]
 
     async def publish(self, ledger: Ledger) -> Published:
         """Put what loading the tip takes on as many clouds as make it durable, those that lack least first.
@@ -141,7 +148,7 @@ class Publisher:
 
         Returns why this machine may not write any more, or nothing.  Checkpoint.  Raises: OSError.
         """
-        targets = self._targets()
+        targets = self._met()
         if not targets or not await self.holder.renew_if_due(targets):
             return ""
         self._turn += 1
@@ -153,7 +160,7 @@ class Publisher:
         """Delete the objects that are older than all that `ledger` has.  Checkpoint, raises nothing of the clouds'."""
         known = {entry.name for entry in ledger.entries}
         oldest = min(known, key=lambda name: name.epoch)
-        for cloud in self._targets():
+        for cloud in self._met():
             old = sorted(name for name in self._presence[cloud] if name not in known and _is_before(name, oldest))
             for start in range(0, len(old), DELETE_BATCH):
                 await self._delete(cloud, old[start : start + DELETE_BATCH])
@@ -171,7 +178,7 @@ class Publisher:
     async def release(self) -> None:
         """Say on the clouds that are up that this writer has ended.  Checkpoint.  Raises: OSError."""
         await trio.lowlevel.checkpoint()
-        await self.holder.release(self._targets())
+        await self.holder.release(self._met())
 
 
 def _is_before(name: EpochName, oldest: EpochName) -> bool:
