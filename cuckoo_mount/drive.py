@@ -14,11 +14,12 @@ from functools import partial
 from typing import Final
 
 import trio
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
 from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
+from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
@@ -40,10 +41,12 @@ from cuckoo_mount.preparing import (
     known_clouds,
     open_metadata,
     read_ledger,
+    settled_config,
 )
+from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
 from cuckoo_mount.slots import DriveSlots
-from cuckoo_mount.workers import open_worker_pool
+from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
@@ -76,6 +79,8 @@ class Drive:
         collector: Collector,
         engine: EpochEngine,
         terms: Terms,
+        pool: WorkerPool,
+        writer: PackWriter,
     ) -> None:
         self.roster: Final = roster
         self.slots: Final = slots
@@ -86,6 +91,18 @@ class Drive:
         self._collector = collector
         self._engine = engine
         self._terms = terms
+        self.drainer: Final = Drainer(
+            roster,
+            metadata,
+            multifs,
+            pool,
+            writer,
+            collector,
+            engine,
+            drive_id=roster.config.drive_id,
+            may_write=self._may_write,
+        )
+        self.rebalancer: Final = Rebalancer(metadata, multifs, writer, collector, engine, may_write=self._may_write)
 
     @property
     def config(self) -> DriveConfig:
@@ -178,7 +195,7 @@ class Drive:
                 "packs_sent": cache.packs_sent,
                 "last_error": cache.last_error,
             },
-            "clouds": [asdict(cloud) for cloud in self._multifs.statistics()],
+            "clouds": [asdict(cloud) for cloud in (*self._multifs.statistics(), *self.roster.apart())],
             "packs": {
                 "count": held.packs,
                 "live_bytes": held.pack_live_bytes,
@@ -211,7 +228,8 @@ class Drive:
             if self._may_write():
                 await self.roster.sign_new()
                 await self._engine.look_after()
-            if self._may_write():
+            # What waits for a long collection here would keep the claim from being renewed.
+            if self._may_write() and not self._collector.is_busy:
                 await self.collect(thorough=False)
 
     def _may_write(self) -> bool:
@@ -263,7 +281,7 @@ async def open_drive(
         joined = await join_clouds(joining, multifs, config, paths, terms)
         metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
-        config = await _settled(config, metadata)
+        config = await settled_config(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
         policy = parse_policy(config.redundancy)
@@ -314,11 +332,12 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms)
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms, pool, writer)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
                 nursery.start_soon(engine.run)
+                nursery.start_soon(drive.drainer.run)
             try:
                 yield drive
             finally:
@@ -348,19 +367,6 @@ async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
-    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
-    redundancy = await metadata.get_setting("redundancy") or config.redundancy
-    if parse_policy(redundancy) != parse_policy(config.redundancy):
-        log.warning(
-            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
-        )
-    encrypted = await metadata.get_setting("encryption") != "none"
-    if encrypted != config.encrypted:
-        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
-    return evolve(config, redundancy=redundancy, encrypted=encrypted)
 
 
 def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:

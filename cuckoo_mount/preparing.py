@@ -30,7 +30,9 @@ from cuckoo_mount.metadata.store import create_store, open_store
 from cuckoo_mount.multi.health import Condition
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool, gather
+from cuckoo_mount.slotcopies import SIGNED_PREFIX, SWEPT_PREFIX
 from cuckoo_mount.slots import RECOVERY_KEY_SHOWN
 from cuckoo_mount.types import CloudName, CloudRow, CloudUse
 
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 MEETING_S: Final = 10.0
 """How long a mount waits for clouds before it starts from what is here."""
 EPOCHS_FOLDER: Final = "epochs"
-_KEPT_LOCALS: Final = ("signed.", NOTED_PREFIX, RECOVERY_KEY_SHOWN)
+_KEPT_LOCALS: Final = (SIGNED_PREFIX, SWEPT_PREFIX, NOTED_PREFIX, RECOVERY_KEY_SHOWN)
 
 
 @frozen(slots=True, kw_only=True)
@@ -185,6 +187,19 @@ async def read_ledger(metadata: Metadata) -> tuple[Ledger, int]:
     """Return what the store knows of its epochs, and the oldest that counts.  Raises: MetadataError."""
     settings = await metadata.local_settings("epoch.")
     return from_local(settings), int(settings.get(OLDEST, "0"))
+
+
+async def settled_config(config: DriveConfig, metadata: Metadata) -> DriveConfig:
+    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
+    redundancy = await metadata.get_setting("redundancy") or config.redundancy
+    if parse_policy(redundancy) != parse_policy(config.redundancy):
+        log.warning(
+            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
+        )
+    encrypted = await metadata.get_setting("encryption") != "none"
+    if encrypted != config.encrypted:
+        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
+    return evolve(config, redundancy=redundancy, encrypted=encrypted)
 
 
 def _settings_of(config: DriveConfig) -> dict[str, str]:

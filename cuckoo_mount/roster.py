@@ -11,7 +11,7 @@ on the list.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -35,7 +35,7 @@ from cuckoo_mount.cloudsettings import (
 )
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.files import store_clouds
-from cuckoo_mount.errors import CloudError, CloudRefused, ConfigurationError, CuckooError, UsageError
+from cuckoo_mount.errors import CloudRefused, ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.listchecks import check_new, check_not_listed, only_there
 from cuckoo_mount.metadata.base import Metadata
@@ -45,16 +45,12 @@ from cuckoo_mount.multi.records import CloudEntry, CloudStatistics, entry_of
 from cuckoo_mount.multi.requests import Pool, gather
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.preparing import cloud_entry
+from cuckoo_mount.slotcopies import LoadSlots, SlotCopies
 from cuckoo_mount.trial import try_listed
 from cuckoo_mount.types import CloudName, CloudRow, CloudUse
 
 log = logging.getLogger(__name__)
 IDENTITY_DEADLINE_S: Final = 30.0
-SIGNED_PREFIX: Final = "signed."
-"""Local settings `signed.<cloud>`: the key slots that were put there, as their names joined by blanks."""
-
-LoadSlots = Callable[[], Awaitable[Mapping[str, bytes]]]
-"""Returns what belongs below keys/ on every cloud: object name → bytes."""
 
 
 class Roster:
@@ -79,9 +75,9 @@ class Roster:
         self._pool = pool
         self._writer = writer
         self._keys = keys
-        self._load_slots = load_slots
-        self._lock: Final = trio.Lock()
-        self._drained: dict[CloudName, CloudRow] = {}
+        self.slots: Final = SlotCopies(metadata, multifs, load_slots)
+        self.lock: Final = trio.Lock()
+        self._apart: dict[CloudName, CloudRow] = {}
 
     # -- at mount, and every minute --
 
@@ -92,12 +88,12 @@ class Roster:
         into the metadata; so it is to be called when these are the newest.  `writing`: else `config` alone is changed.
         Checkpoint.  Raises: MetadataError.
         """
-        async with self._lock:
+        async with self.lock:
             rows = await self._metadata.clouds()
             stored = await load_access(self._metadata, self._keys)
             await self._take_over_list(rows, stored, writing=writing)
             known = {cloud.name: cloud for cloud in self.config.clouds}
-            self._drained = {row.name: row for row in rows if row.use is CloudUse.DRAINED}
+            self._apart = {row.name: row for row in rows if row.use is CloudUse.DRAINED}
             for row in rows:
                 config = known.get(row.name) or cloud_of(row, stored.get(row.name, CloudAccess()))
                 if row_of(config) != evolve(row, url=row_of(config).url, use=CloudUse.NORMAL):
@@ -114,7 +110,7 @@ class Roster:
                 if writing and row.name in known and config.cloud_id == row.cloud_id:
                     await self._share(row, access_of(config, dict(entry.settings.secrets)))
                 self._multifs.set_cloud(row.name, entry)
-            for name in set(self._multifs.names) - ({row.name for row in rows} - self._drained.keys()):
+            for name in set(self._multifs.names) - ({row.name for row in rows} - self._apart.keys()):
                 self._multifs.drop_cloud(name)
 
     async def _share(self, row: CloudRow, access: CloudAccess | None) -> None:
@@ -128,8 +124,8 @@ class Roster:
         self, rows: Sequence[CloudRow], access: Mapping[str, CloudAccess], *, writing: bool
     ) -> None:
         """Let `config` and the TOML file have the clouds that other machines made of the drive's list."""
-        signed = [cloud.name for cloud in self.config.clouds if await self._metadata.get_local(_signed(cloud.name))]
-        merged, gone = merge_clouds(self.config, rows, access, signed)
+        noted = [cloud.name for cloud in self.config.clouds if await self.slots.was_listed(cloud.name)]
+        merged, gone = merge_clouds(self.config, rows, access, noted)
         if merged == self.config:
             return
         try:
@@ -142,7 +138,7 @@ class Roster:
         self.config = merged
         if writing and gone:
             for name in gone:
-                await self._metadata.set_local(_signed(name), "")
+                await self.slots.forget(name)
             # Else a cloud of that name that is added later could go without key slots.
             await self._metadata.make_durable()
 
@@ -151,7 +147,7 @@ class Roster:
 
         What does not answer is tried again at the next call.  Checkpoint, raises nothing of the clouds'.
         """
-        async with self._lock:
+        async with self.lock:
             listed = {cloud.name for cloud in await self._metadata.clouds()}
             new = [cloud for cloud in self.config.clouds if cloud.name not in listed]
             entries = await gather([partial(self._sign_quietly, cloud) for cloud in new])
@@ -159,7 +155,7 @@ class Roster:
             for cloud, entry in zip(new, entries, strict=True):
                 if isinstance(entry, CloudEntry):
                     await self._enter(cloud, entry)
-            await gather([partial(self._put_slots_quietly, name) for name in self._multifs.names])
+            await gather([partial(self.slots.put_quietly, name) for name in self._multifs.names])
 
     async def _sign_quietly(self, cloud: CloudConfig) -> CloudEntry | None:
         try:
@@ -178,30 +174,10 @@ class Roster:
         )
         return entry
 
-    async def _put_slots_quietly(self, name: CloudName) -> None:
-        try:
-            await self._put_slots(name)
-        except CloudError as error:
-            log.info("the key slots are not on every cloud yet: %s", error)
-
-    async def _put_slots(self, name: CloudName) -> None:
-        """Put the key slots that are not there yet, then delete those that no longer count.  Raises: CloudError."""
-        wanted = await self._load_slots()
-        noted = await self._metadata.get_local(_signed(name))
-        there = set((noted or "").split())
-        if there == wanted.keys():
-            return
-        for slot in sorted(wanted.keys() - there):
-            await self._multifs.ask(name, jobs.put, slot, wanted[slot], deadline_s=IDENTITY_DEADLINE_S)
-        old = sorted(there - wanted.keys())
-        if old:
-            await self._multifs.ask(name, jobs.delete_many, old, deadline_s=IDENTITY_DEADLINE_S)
-        await self._metadata.set_local(_signed(name), " ".join(sorted(wanted)))
-
     async def put_slots(self) -> list[str]:
         """After the slots changed: bring them to every cloud; return what failed, to be tried again each minute."""
-        async with self._lock:
-            answers = await gather([partial(self._put_slots, name) for name in self._multifs.names])
+        async with self.lock:
+            answers = await gather([partial(self.slots.put, name) for name in self._multifs.names])
         return [str(answer) for answer in answers if isinstance(answer, CuckooError)]
 
     # -- commands --
@@ -209,8 +185,8 @@ class Roster:
     def listing(self) -> list[dict[str, object]]:
         """Return what `cuckoo cloud list` shows, without secrets."""
         found: list[dict[str, object]] = []
-        for figures in (*self._multifs.statistics(), *self.drained()):
-            row = self._drained.get(figures.name) or self._multifs.entry(figures.name)
+        for figures in (*self._multifs.statistics(), *self.apart()):
+            row = self._apart.get(figures.name) or self._multifs.entry(figures.name)
             found.append(
                 asdict(figures) | {"reserve_bytes": row.reserve_bytes, "group": row.group, "read_only": row.read_only}
             )
@@ -218,18 +194,18 @@ class Roster:
         waiting = [cloud for cloud in self.config.clouds if cloud.name not in listed]
         return found + [{"name": cloud.name, "url": shown_url(cloud), "state": "not signed yet"} for cloud in waiting]
 
-    def drained(self) -> list[CloudStatistics]:
-        """Return the drained clouds as the MultiFS, which does not know them, returns the others."""
+    def apart(self) -> list[CloudStatistics]:
+        """Return the clouds that are drained, or just being cleared, as the MultiFS returns those that it knows."""
         urls = {cloud.name: shown_url(cloud) for cloud in self.config.clouds}
         return [
             CloudStatistics(
                 name=row.name,
                 url=urls.get(row.name, row.url),
-                state=CloudUse.DRAINED.value,
-                use=CloudUse.DRAINED.value,
+                state=row.use.value,
+                use=row.use.value,
                 capacity_bytes=row.capacity_bytes,
             )
-            for row in self._drained.values()
+            for row in self._apart.values()
         ]
 
     async def add(self, cloud: CloudConfig, secrets: Mapping[str, str], *, use: CloudUse = CloudUse.NORMAL) -> None:
@@ -238,7 +214,7 @@ class Roster:
         `secrets`: the values of what `cloud.secrets` refers to.  A place that was this drive's before and was removed
         keeps its old identity.  Raises: UsageError, CloudError, OSError; nothing has changed then.
         """
-        async with self._lock:
+        async with self.lock:
             check_new(cloud, self.config, self._multifs.names)
             settings = settings_of(cloud, secrets)
             found = await self._pool.run(
@@ -253,16 +229,16 @@ class Roster:
             await self._write(evolve(self.config, clouds=(*self.config.clouds, cloud)))
             await self._enter(cloud, entry_of(evolve(row_of(cloud), use=use), settings))
             await self._multifs.refresh_space([CloudName(cloud.name)])
-            await self._put_slots_quietly(CloudName(cloud.name))
+            await self.slots.put_quietly(CloudName(cloud.name))
 
     async def change(self, cloud: CloudConfig, secrets: Mapping[str, str]) -> None:
         """Use a cloud of that name and id in another way from now on.  Checkpoint.
 
         Raises: UsageError, CloudError (with the new URL or secrets it is not that cloud), OSError; nothing has changed.
         """
-        async with self._lock:
+        async with self.lock:
             old, key = self._named(cloud.name), CloudName(cloud.name)
-            if key in self._drained:
+            if key in self._apart:
                 raise UsageError(
                     f"cloud {cloud.name!r} is drained; use it again first: cuckoo cloud set {cloud.name} --new"
                 )
@@ -281,42 +257,61 @@ class Roster:
     async def use_as(self, name: str, use: CloudUse) -> None:
         """Have the drive do something else with a cloud from now on; a drained one is signed anew first.
 
-        *Drained* is for who has seen that nothing is there.  Checkpoint.
-        Raises: UsageError, CloudError, OSError; nothing has changed then.
+        Checkpoint.  Raises: UsageError, CloudError, OSError; nothing has changed then.
         """
-        async with self._lock:
-            cloud, key = self._named(name), CloudName(name)
-            row = next((row for row in await self._metadata.clouds() if row.name == key), None)
-            if row is None:
-                raise UsageError(f"cloud {name!r} is not signed yet; `cuckoo cloud list` shows when it is")
-            row, before = evolve(row, use=use), row.use
-            entry: CloudEntry | None = None
-            if before is CloudUse.DRAINED and use is not before:
-                entry = await self._sign(cloud, row)
-                # The slots that were noted as put there are gone.
-                await self._metadata.set_local(_signed(name), "")
-            await self._metadata.put_cloud(row)
-            await self._metadata.make_durable()
-            if use is CloudUse.DRAINED:
-                self._multifs.drop_cloud(key)
-                self._drained[key] = row
-            elif entry is not None:
-                del self._drained[key]
-                self._multifs.set_cloud(key, entry)
-                await self._multifs.probe([key])
-                await self._multifs.refresh_space([key])
-                await self._put_slots_quietly(key)
-            else:
+        async with self.lock:
+            cloud, key, row = self._named(name), CloudName(name), await self.row(name)
+            if row.use is not CloudUse.DRAINED and not await self.slots.is_swept(name):
+                await self._put_row(evolve(row, use=use))
                 self._multifs.set_cloud(key, evolve(self._multifs.entry(key), use=use))
+                return
+            entry = await self._sign(cloud, evolve(row, use=use))
+            # The slots that were noted as put there are gone.
+            await self.slots.forget(name)
+            await self._put_row(evolve(row, use=use))
+            self._apart.pop(key, None)
+            self._multifs.set_cloud(key, entry)
+            await self._multifs.probe([key])
+            await self._multifs.refresh_space([key])
+            await self.slots.put_quietly(key)
+
+    async def row(self, name: str) -> CloudRow:
+        """Return a cloud as the drive's list has it.  Raises: UsageError."""
+        self._named(name)
+        row = next((row for row in await self._metadata.clouds() if row.name == name), None)
+        if row is None:
+            raise UsageError(f"cloud {name!r} is not signed yet; `cuckoo cloud list` shows when it is")
+        return row
+
+    async def _put_row(self, row: CloudRow) -> None:
+        await self._metadata.put_cloud(row)
+        await self._metadata.make_durable()
+
+    def set_apart_locked(self, row: CloudRow) -> CloudEntry:
+        """Have nobody ask this cloud any more; return how it was used.  `lock` is held."""
+        entry = self._multifs.entry(row.name)
+        self._apart[row.name] = row
+        self._multifs.drop_cloud(row.name)
+        return entry
+
+    def use_again_locked(self, row: CloudRow, entry: CloudEntry) -> None:
+        """Undo `set_apart_locked`."""
+        del self._apart[row.name]
+        self._multifs.set_cloud(row.name, entry)
+
+    async def note_drained_locked(self, row: CloudRow) -> None:
+        """Have a cloud that was set apart, and on which nothing is left, count as drained."""
+        self._apart[row.name] = evolve(row, use=CloudUse.DRAINED)
+        await self._put_row(self._apart[row.name])
 
     async def remove(self, name: str, *, lost: bool) -> dict[str, object]:
         """Take a cloud off the list.  `lost`: also if some packs lie nowhere else; they cannot be read any more.
 
         Waits for what is on its way there.  Returns figures, JSON-able.  Raises: UsageError when it would lose data.
         """
-        async with self._lock:
+        async with self.lock:
             cloud, key = self._named(name), CloudName(name)
-            is_drained = key in self._drained
+            is_drained = key in self._apart
             is_used = key in self._multifs.names
             if is_used:
                 before = self._multifs.entry(key)
@@ -336,10 +331,10 @@ class Roster:
             if is_used or is_drained:
                 await self._metadata.remove_cloud(key)
                 await forget_access(self._metadata, name)
-                await self._metadata.set_local(_signed(name), "")
+                await self.slots.forget(name)
                 await self._metadata.make_durable()
                 self._multifs.drop_cloud(key)
-                self._drained.pop(key, None)
+                self._apart.pop(key, None)
             degraded = await self._metadata.degraded_packs()
             return {"lost_packs": packs, "lost_bytes": size_bytes, "degraded": degraded, "drained": is_drained}
 
@@ -366,8 +361,8 @@ class Roster:
         if row in self._multifs.names:
             entry = self._multifs.entry(row)
             return CloudConfig(name=name, url=entry.settings.url, cloud_id=entry.cloud_id)
-        if row in self._drained:
-            return cloud_of(self._drained[row], CloudAccess())
+        if row in self._apart:
+            return cloud_of(self._apart[row], CloudAccess())
         names = ", ".join(cloud.name for cloud in self.config.clouds) or "none yet"
         raise UsageError(f"there is no cloud {name!r}; the drive's clouds: {names}")
 
@@ -385,7 +380,3 @@ class Roster:
     async def _write(self, config: DriveConfig) -> None:
         await trio.to_thread.run_sync(store_clouds, config.clouds, self._paths)
         self.config = config
-
-
-def _signed(name: str) -> str:
-    return f"{SIGNED_PREFIX}{name}"

@@ -45,6 +45,7 @@ LEVELS: Final[dict[str, int]] = {
     "recovery": 8,
     "roster": 8,
     "listchecks": 8,
+    "slotcopies": 8,
     "trial": 8,
     "draining": 8,
     "rebalancing": 8,

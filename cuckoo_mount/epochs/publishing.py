@@ -57,6 +57,10 @@ class Publisher:
             del self._presence[name]
         return [name for name in self._clouds.names if name not in self._presence]
 
+    def forget(self, name: CloudName) -> None:
+        """Take note that it is not known what a cloud has."""
+        self._presence.pop(name, None)
+
     def meet(self, found: Look) -> str:
         """Take note of clouds that were away; return why this machine may not write any more, or nothing."""
         self._presence |= presence(found)
@@ -141,7 +145,8 @@ class Publisher:
                 )
             except OSError as error:
                 raise DataUnavailable(f"epoch {entry.name}: {error.strerror}; check {path.parent}") from None
-            self._presence[cloud][entry.name] = entry.size_bytes or 0
+            if cloud in self._presence:
+                self._presence[cloud][entry.name] = entry.size_bytes or 0
 
     async def keep_claim(self) -> str:
         """Renew the claim if that is due, and look at one cloud in turn for a higher one.
@@ -161,7 +166,9 @@ class Publisher:
         known = {entry.name for entry in ledger.entries}
         oldest = min(known, key=lambda name: name.epoch)
         for cloud in self._met():
-            old = sorted(name for name in self._presence[cloud] if name not in known and _is_before(name, oldest))
+            old = sorted(
+                name for name in self._presence.get(cloud, {}) if name not in known and _is_before(name, oldest)
+            )
             for start in range(0, len(old), DELETE_BATCH):
                 await self._delete(cloud, old[start : start + DELETE_BATCH])
 
@@ -173,7 +180,7 @@ class Publisher:
             log.info("old epochs stay for now: %s", error)
             return
         for name in names:
-            del self._presence[cloud][name]
+            self._presence.get(cloud, {}).pop(name, None)
 
     async def release(self) -> None:
         """Say on the clouds that are up that this writer has ended.  Checkpoint.  Raises: OSError."""

@@ -50,6 +50,18 @@ def room_bytes(cloud: CloudState) -> int | None:
     return max(0, min(limits)) if limits else None
 
 
+def total_bytes(cloud: CloudState) -> int:
+    """Return how many bytes of ours the cloud can have in all."""
+    room = room_bytes(cloud)
+    return cloud.placed_bytes + (max(0, UNKNOWN_ROOM_BYTES - cloud.placed_bytes) if room is None else room)
+
+
+def fill_level(cloud: CloudState) -> float:
+    """Return which part of that is used, 0 to 1; 1 where there is no room at all.  What placement evens out."""
+    total = total_bytes(cloud)
+    return cloud.placed_bytes / total if total else 1.0
+
+
 def is_wanted(cloud: CloudState) -> bool:
     """Return whether the user lets new shares go there."""
     return not (cloud.is_read_only or cloud.is_no_new)
@@ -84,10 +96,7 @@ def choose(
 
 def _preference(cloud: CloudState) -> tuple[float, int, str]:
     # Smallest first.  The name makes the order total: equal clouds must not depend on the order they were added in.
-    room = room_bytes(cloud)
-    room = max(0, UNKNOWN_ROOM_BYTES - cloud.placed_bytes) if room is None else room
-    total = cloud.placed_bytes + room
-    return (-(room / total) if total else 0.0, cloud.placed_bytes, cloud.name)
+    return (fill_level(cloud), cloud.placed_bytes, cloud.name)
 
 
 def usable_bytes(rooms: Sequence[int], copies: int) -> int:

@@ -60,9 +60,9 @@ def choose_now_and_then(packs: Sequence[PackFill], pack_size_bytes: int) -> list
         part = fullness(pack, pack_size_bytes)
         if pack.number not in taken and part < 1 / SMALL:
             tiers.setdefault(math.floor(math.log(part, MERGE_COUNT)), []).append(pack)
-    batches = _fill(sparse, pack_size_bytes)
+    batches = fill_batches(sparse, pack_size_bytes)
     for _, members in sorted(tiers.items()):
-        batches += [batch for batch in _fill(members, pack_size_bytes) if len(batch) >= MERGE_COUNT]
+        batches += [batch for batch in fill_batches(members, pack_size_bytes) if len(batch) >= MERGE_COUNT]
     return batches
 
 
@@ -80,11 +80,11 @@ def choose_thoroughly(packs: Sequence[PackFill], pack_size_bytes: int) -> list[B
     taken = {pack.number for pack in sparse}
     small = [pack for pack in packs if pack.number not in taken and fullness(pack, pack_size_bytes) < 1 / SMALL]
     # Together, so that sparse ones and small ones fill each other up; alone a small one is not written again.
-    batches = _fill(sorted([*sparse, *small], key=lambda pack: pack.number), pack_size_bytes)
+    batches = fill_batches(sorted([*sparse, *small], key=lambda pack: pack.number), pack_size_bytes)
     return [batch for batch in batches if len(batch) > 1 or batch[0].number in taken]
 
 
-def _fill(packs: Iterable[PackFill], pack_size_bytes: int) -> list[Batch]:
+def fill_batches(packs: Iterable[PackFill], pack_size_bytes: int) -> list[Batch]:
     """Part packs into batches that are at most one full pack, keeping the order: neighbours stay neighbours."""
     batches: list[Batch] = []
     batch: list[PackFill] = []
