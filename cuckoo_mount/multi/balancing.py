@@ -54,7 +54,7 @@ def choose_moves(clouds: Sequence[CloudState], packs: Sequence[PackPlace], *, sp
 
     Each pack at most once; the fullest cloud's go first, big ones before small ones.  Each step leaves the fullest
     cloud as it is or emptier, and the spread as it is or smaller.  Packs with a share on a cloud that does not take
-    part stay.
+    part stay, and so do those that lack a share: they are healed.
     """
     states = {cloud.name: cloud for cloud in clouds}
     waiting = _by_cloud(states, packs)
@@ -74,10 +74,9 @@ def _by_cloud(states: Mapping[CloudName, CloudState], packs: Sequence[PackPlace]
     """Return the packs that may move by the clouds they are on, the first to go last."""
     waiting: dict[CloudName, list[PackPlace]] = {}
     for pack in sorted(packs, key=lambda pack: (pack.share_bytes, -pack.number)):
-        if all(takes_part(states[name]) for name in pack.clouds if name in states):
+        if len(pack.clouds) >= pack.shares and all(name in states and takes_part(states[name]) for name in pack.clouds):
             for name in pack.clouds:
-                if name in states:
-                    waiting.setdefault(name, []).append(pack)
+                waiting.setdefault(name, []).append(pack)
     return waiting
 
 
@@ -88,7 +87,7 @@ def _moved(states: Mapping[CloudName, CloudState], pack: PackPlace) -> dict[Clou
     chosen = choose(before, pack.share_bytes, pack.shares)
     if len(chosen) < pack.shares:
         return None
-    old, new = {name for name in pack.clouds if name in states}, set(chosen)
+    old, new = set(pack.clouds), set(chosen)
     after = {name: _with(states[name], -pack.share_bytes) for name in old - new}
     after |= {name: _with(states[name], pack.share_bytes) for name in new - old}
     whole = [*{**states, **after}.values()]

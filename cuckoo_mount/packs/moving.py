@@ -56,7 +56,8 @@ class Mover:
     ) -> Round:
         """Write these packs anew, in this order, about `round_bytes` of them.  Checkpoint, may be cancelled anywhere.
 
-        `merge`: small ones become one, which is fewer requests, and coarser to place.  Those that cannot be read, or not be stored as well as they are, are left out; so are packs that have died.
+        `merge`: small ones become one, which is fewer requests, and coarser to place.
+        Those that cannot be read, or not be stored as well as they are, are left out; so are packs that have died.
         Raises: MetadataError.
         """
         replaced = moved_bytes = 0
