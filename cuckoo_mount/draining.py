@@ -210,6 +210,8 @@ class Drainer:
             if trouble != known.trouble:
                 log.warning("cloud %s is not emptied yet: %s", name, trouble)
             self._progress[name] = evolve(known, trouble=trouble)
+            if not self._multifs.is_up(name):
+                await self._multifs.probe([name])  # after a try to delete the rest nothing is known of it
 
     async def _is_draining(self, name: CloudName) -> bool:
         """Return whether that is still wanted."""
@@ -269,6 +271,8 @@ class Drainer:
         await self._writer.wait_until_quiet()
         if not await self._is_elsewhere(name):
             return "names and attributes are not on enough other clouds yet"
+        if not self._multifs.is_up(name):
+            await self._multifs.probe([name])
         async with self._roster.lock:
             load = await self._metadata.load_of(name)
             if load.living or load.dead or not await self._is_draining(name):
