@@ -151,9 +151,11 @@ class Drainer:
         policy = parse_policy(self._writer.policy)
         others = sum(self._multifs.takes_objects(other) for other in self._multifs.names if other != name)
         if others < policy.shares:
+            there = "there is 1 cloud that takes" if others == 1 else f"there are {others} clouds that take"
+            need = "needs" if policy.shares == 1 else "need"
             raise UsageError(
-                f"without cloud {name!r} there are {others} clouds that take packs, {describe_policy(policy)} need "
-                f"{policy.shares}; first: cuckoo cloud add NAME URL"
+                f"without cloud {name!r} {there} packs, {describe_policy(policy)} {need} {policy.shares}; "
+                "first: cuckoo cloud add NAME URL"
             )
         fills = await self._metadata.pack_fills(100, 0)
         stored = sum(min(needed_bytes(pack), pack.size_bytes) for pack in fills)

@@ -146,7 +146,7 @@ async def test_what_is_refused(place: Place) -> None:
     async with place.opened() as drive:
         await drive.roster.add(place.cloud("a"), {})
         await put(drive, b"f")
-        with pytest.raises(UsageError, match="there are 0 clouds that take packs, one copy need 1"):
+        with pytest.raises(UsageError, match="there are 0 clouds that take packs, one copy needs 1"):
             await drive.drainer.plan("a")
         await drive.roster.add(place.cloud("b", capacity_bytes=1000), {})
         with pytest.raises(UsageError, match="does not fit on the other clouds with one copy"):

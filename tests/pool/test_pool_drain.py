@@ -1,45 +1,159 @@
-"""Scratch."""
+"""A cloud is emptied while programs work in the mount: nothing is left there, nothing is lost, whoever is killed."""
 
 from __future__ import annotations
 
-import random
+import json
+import threading
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.pool.conftest import MakePool
-from tests.pool.pooling import folder_place, take_inventory
+from cuckoo_mount.config import read_config
+from cuckoo_mount.testing.httpproxy import http_proxy
+from cuckoo_mount.testing.servers import S3Server
+from tests.pool.conftest import MakeMachine, MakePool
+from tests.pool.loading import Load, asked, slow_down, small_packs
+from tests.pool.pooling import Place, PoolMount, folder_place, take_inventory
+from tests.pool.threeservers import s3_place
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
+FILES: Final = 16
 
 
-def test_smoke(tmp_path: Path, make_pool: MakePool) -> None:
-    places = [folder_place(tmp_path / "clouds", name, capacity="40MiB") for name in ("a", "b", "c")]
-    mount = make_pool(places, redundancy="2")
-    mount.start()
-    for number in range(12):
-        (mount.path / f"f{number}").write_bytes(random.Random(number).randbytes(500_000))
-        mount.sync()
-    print(mount.cuckoo("cloud", "drain", "a", "--dry-run").stdout.decode())
-    print(mount.cuckoo("cloud", "drain", "a", "--yes").stdout.decode())
-    print(places[0].sizes())
-    assert not places[0].sizes()
-    print(mount.cuckoo("cloud", "list").stdout.decode())
-    print(mount.cuckoo("status").stdout.decode())
-    mount.evict()
-    mount.drop_caches()
-    for number in range(12):
-        assert (mount.path / f"f{number}").read_bytes() == random.Random(number).randbytes(500_000)
+def assert_nothing_is_missing(mount: PoolMount) -> None:
+    """Fail unless every pack has all of its shares, where the metadata says, and nothing else is there; unmounts."""
     mount.check()
     mount.umount()
     inventory = take_inventory(mount)
     assert (inventory.orphans, inventory.dangling, inventory.intents, inventory.single) == ([], [], 0, 0)
+
+
+def test_under_load_from_s3(tmp_path: Path, make_pool: MakePool, rclone: S3Server) -> None:
+    """Every object goes from a real server's bucket, and `remove` afterwards is a word."""
+    with http_proxy(rclone.endpoint_url) as proxy:
+        server = s3_place("server", rclone, proxy)
+        mount = make_pool([server, *(folder_place(tmp_path / "clouds", name) for name in "bc")], redundancy="2")
+        small_packs(mount)
+        mount.start()
+        load = Load(mount, files=FILES)
+        load.make()
+        assert server.packs()
+        with load.running():
+            plan = json.loads(mount.cuckoo("cloud", "drain", "server", "--dry-run", "--json").stdout)
+            assert plan["packs"] >= len(server.packs()) - 1 > 0
+            assert plan["use"] == "normal"
+            said = mount.cuckoo("cloud", "drain", "server", "--yes").stdout.decode()
+            assert said == "Cloud 'server' is drained: nothing of the drive is left there.\n"
+            assert server.sizes() == {}, "the proof"
+        assert load.reads > FILES
+        listed = {cloud["name"]: cloud for cloud in json.loads(mount.cuckoo("cloud", "list", "--json").stdout)}
+        assert (listed["server"]["state"], listed["server"]["packs"]) == ("drained", 0)
+        assert mount.cuckoo("status", "--check", check=False).returncode in (0, 3)
+        load.verify()
+        mount.sync()
+        assert server.sizes() == {}, "nothing comes back"
+        assert mount.status()["state"] == "ok"
+        proxy.reset()
+        said = mount.cuckoo("cloud", "remove", "server").stdout.decode()
+        assert said == "Cloud 'server' removed.  Nothing of the drive is left there.\n"
+        assert proxy.counts().total == 0
+        assert_nothing_is_missing(mount)
+
+
+@pytest.mark.parametrize("redundancy", ["2", "3+2"])
+def test_killed_in_the_middle_and_resumed(tmp_path: Path, make_pool: MakePool, redundancy: str) -> None:
+    """kill -9 while packs are moved, and while the rest is deleted; whoever mounts next goes on by himself."""
+    names = "abc" if redundancy == "2" else "abcdef"
+    places = [folder_place(tmp_path / "clouds", name) for name in names]
+    mount = make_pool(places, redundancy=redundancy)
+    small_packs(mount)
     mount.start()
-    print(mount.cuckoo("cloud", "list").stdout.decode())
-    mount.cuckoo("cloud", "set", "a", "--new")
-    print(places[0].sizes())
-    print(mount.cuckoo("cloud", "list").stdout.decode())
-    print(mount.cuckoo("rebalance", "--dry-run").stdout.decode())
-    print(mount.cuckoo("rebalance", "--yes").stdout.decode())
-    print(mount.log_text()[-3000:])
-    print(mount.cuckoo("cloud", "list").stdout.decode())
+    load = Load(mount, files=FILES)
+    load.make()
+    before = len(places[0].packs())
+    slow_down(places[1:], "put", "/packs/", 0.15)
+    with load.running(), asked(mount, "cloud-drain", name="a") as progress:
+        for told in progress:
+            if told["packs_left"] and told["packs_left"] <= before - 2:
+                break
+        load.expect_end()
+        mount.kill()
+    slow_down(places[1:], "put", "/packs/", 0.0)
+    slow_down(places[:1], "delete", "/meta/", 0.3)
+    assert len(places[0].packs()) >= 2, "nothing was at risk"
+    mount.start()
+    with load.running(), asked(mount, "cloud-drain", name="a"):
+        wait_for_the_last_objects(places[0])
+        load.expect_end()
+        mount.kill()
+    left = places[0].sizes()
+    assert left, "nothing was at risk"
+    assert not places[0].packs()
+    slow_down(places[:1], "delete", "/meta/", 0.0)
+    mount.start()
+    with load.running():
+        mount.cuckoo("cloud", "drain", "a", "--yes")
+        assert places[0].sizes() == {}
+    load.verify()
+    mount.sync()
+    assert mount.status()["packs"]["degraded"] == 0
+    assert_nothing_is_missing(mount)
+    assert places[0].sizes() == {}
+
+
+def wait_for_the_last_objects(place: Place) -> None:
+    """Return when packs are gone there, and something of the rest."""
+    stop, sizes = threading.Event(), place.sizes()
+    for _ in range(3000):
+        sizes = place.sizes()
+        if not any("/packs/" in name or "/lease/" in name or "/keys/" in name for name in sizes):
+            return
+        stop.wait(0.02)
+    raise AssertionError(f"still there: {sorted(sizes)}")
+
+
+def test_another_machine_finds_it_drained(tmp_path: Path, make_machine: MakeMachine) -> None:
+    """Recovered through another cloud: what is drained is not asked for, and can be used again."""
+    places = [folder_place(tmp_path / "clouds", name) for name in "abc"]
+    first = make_machine(places)
+    first.make()
+    first.start()
+    load = Load(first, files=4)
+    load.make()
+    first.cuckoo("cloud", "drain", "a", "--yes")
+    first.umount()
+    second = make_machine(places)
+    second.recover(places[1])
+    second.start()
+    assert [cloud["state"] for cloud in second.status()["clouds"]] == ["ok", "ok", "drained"]
+    assert second.status()["state"] == "ok"
+    Load(second, files=4).verify()
+    second.cuckoo("cloud", "set", "a", "--new")
+    (second.path / "more").write_bytes(b"more" * 1000)
+    second.sync()
+    assert {name.rsplit("/", 2)[-2] for name in places[0].sizes()} >= {"keys", "meta"}
+    second.umount()
+    config = read_config(second.paths)
+    assert config is not None
+    assert [cloud.name for cloud in config.clouds] == ["a", "b", "c"]
+
+
+def test_not_mounted(tmp_path: Path, make_pool: MakePool) -> None:
+    places = [folder_place(tmp_path / "clouds", name) for name in "abc"]
+    mount = make_pool(places, redundancy="2")
+    mount.start()
+    load = Load(mount, files=4)
+    load.make()
+    mount.umount()
+    assert places[0].packs()
+    assert mount.cuckoo("cloud", "drain", "a", check=False).returncode == 2, "nobody can be asked here"
+    assert places[0].packs()
+    result = json.loads(mount.cuckoo("cloud", "drain", "a", "--yes", "--json").stdout)
+    assert (result["use"], result["objects_left"]) == ("drained", 0)
+    assert places[0].sizes() == {}
+    refused = mount.cuckoo("cloud", "drain", "b", "--yes", check=False)
+    assert refused.returncode == 2
+    assert b"there is 1 cloud that takes packs, 2 copies need 2; first: cuckoo cloud add" in refused.stderr
+    mount.start()
+    load.verify()
