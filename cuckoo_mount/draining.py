@@ -21,6 +21,7 @@ from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.leftovers import remove_leftovers
 from cuckoo_mount.clouds.translate import hide_secrets
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.ledger import LOCAL_EPOCH
@@ -134,6 +135,8 @@ class Drainer:
 
     async def _check(self, row: CloudRow) -> None:
         name = row.name
+        if name not in self._multifs.names:
+            return  # the rest is being deleted there just now
         if row.read_only:
             raise UsageError(
                 f"cloud {name!r} is read-only, so nothing can be deleted there; first: "
@@ -327,6 +330,8 @@ class Drainer:
         await self._ask(jobs.delete_many, settings, [identity], deadline_s=ASK_DEADLINE_S)
         if left := await self._list(settings, prefix):
             raise CloudUnavailable(f"{len(left)} objects are still there, such as {min(left)}", cloud=row.name)
+        if trouble := await self._pool.run(remove_leftovers, settings, self._drive_id, deadline_s=ASK_DEADLINE_S):
+            log.warning("cloud %s has no objects any more, but folders: %s", row.name, trouble)
 
     async def _ask(self, job: Callable[..., T], *args: object, deadline_s: float) -> T:
         return await self._pool.run(job, *args, deadline_s=deadline_s)

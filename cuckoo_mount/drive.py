@@ -220,15 +220,16 @@ class Drive:
     async def run_housekeeping(self) -> None:
         """Look after the clouds, the epochs on them, and dead packs, until cancelled.
 
-        An idle drive makes at most about one request per minute and cloud.
+        An idle drive makes at most about one request per minute and cloud.  Nothing here waits for its turn: that would
+        keep the claim from being renewed while packs are moved or a cloud is cleared.
         """
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             if self._may_write():
-                await self.roster.sign_new()
+                if not self.roster.lock.locked():
+                    await self.roster.sign_new()
                 await self._engine.look_after()
-            # What waits for a long collection here would keep the claim from being renewed.
             if self._may_write() and not self._collector.is_busy:
                 await self.collect(thorough=False)
 

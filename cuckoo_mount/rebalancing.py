@@ -9,6 +9,7 @@ Older epochs are forgotten, as they need the old packs.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -17,19 +18,20 @@ import trio
 from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.epochs.engine import EpochEngine
-from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.errors import ReadOnly, UsageError
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.balancing import Moves, PackPlace, choose_moves, spread, takes_part
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.placement import CloudState, fill_level, total_bytes
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collector
-from cuckoo_mount.packs.moving import Mover
+from cuckoo_mount.packs.moving import ROUND_BYTES, Mover
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import PackRow
 
 log = logging.getLogger(__name__)
 PAGE: Final = 1000
+LOOKED_AT: Final = 1024
 ROUNDS_MAX: Final = 1000
 LEAST_GAIN: Final = 0.001
 """Two rounds that make the spread smaller by less than this are the last ones."""
@@ -64,7 +66,7 @@ class Balance:
 class Rebalancer:
     """Rebalances one drive.
 
-    `progress`: while `run` does, `packs_left` and `bytes_left` of what is planned, and the `spread` at that time.
+    `progress`: while `run` works, `packs_left` and `bytes_left` of what was planned at the beginning.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class Rebalancer:
         self._may_write = may_write
         self._mover = Mover(metadata, writer, collector)
         self._moved_bytes = 0
-        self.progress: dict[str, float] = {}
+        self._is_running = False
+        self.progress: dict[str, int] = {}
 
     async def plan(self) -> dict[str, object]:
         """Return what is to be done, JSON-able (`Balance`).  Dead packs count as deleted.  Checkpoint.
@@ -100,11 +103,15 @@ class Rebalancer:
     async def run(self) -> dict[str, object]:
         """Rebalance; return what was done, JSON-able (`Balance`).  May be cancelled anywhere.
 
-        Raises: ReadOnly, MetadataError.
+        Raises: UsageError (that is being done already), ReadOnly, MetadataError.
         """
+        if self._is_running:
+            raise UsageError("the drive is being rebalanced already")
+        self._is_running = True
         try:
             return asdict(await self._run())
         finally:
+            self._is_running = False
             self.progress = {}
 
     async def _run(self) -> Balance:
@@ -112,38 +119,38 @@ class Rebalancer:
         clouds, rows = await self._look()
         first, packs, stale, trouble = clouds, 0, 0, ""
         self._moved_bytes = 0
+        shares_max = max((parse_policy(row.policy).shares for row in rows), default=1)
+        moves = await self._moves(clouds, rows)
+        sizes = {row.number: row.live_bytes for row in rows}
+        self.progress = {"packs_left": len(moves.packs), "bytes_left": sum(sizes[number] for number in moves.packs)}
         for _ in range(ROUNDS_MAX):
-            moves = await self._moves(clouds, rows)
             if not moves.packs:
                 break
-            sizes = {row.number: row.live_bytes for row in rows}
-            self._show(len(moves.packs), sum(sizes[number] for number in moves.packs), spread(clouds))
-            moved = await self._mover.move(moves.packs, self._note, merge=False)
+            moved = await self._mover.move(moves.packs[:LOOKED_AT], self._note, merge=False)
             await self._collector.delete_dead(self._trim)
             packs, trouble, before = packs + moved.replaced, moved.trouble, spread(clouds)
             clouds, rows = await self._look()
             stale = stale + 1 if before - spread(clouds) < LEAST_GAIN else 0
             if stale > 1 or not moved.replaced:
                 break
+            # What is written in one round; the first plan, of all of it, said how much that is.
+            moves = await self._moves(clouds, rows, most_bytes=shares_max * ROUND_BYTES)
         log.info("rebalanced: %d packs written anew, spread %.3f, was %.3f", packs, spread(clouds), spread(first))
         return _balance(first, clouds, packs, self._moved_bytes, trouble)
 
-    def _show(self, packs: int, size_bytes: int, level: float) -> None:
-        self.progress = {"packs_left": packs, "bytes_left": size_bytes, "spread": level}
-
     def _note(self, packs: int, size_bytes: int) -> None:
         self._moved_bytes += size_bytes
-        left = {"packs_left": packs, "bytes_left": size_bytes}
-        self.progress = {
-            key: max(0, value - left[key]) if key in left else value for key, value in self.progress.items()
-        }
+        done = {"packs_left": packs, "bytes_left": size_bytes}
+        self.progress = {key: max(0, left - done[key]) for key, left in self.progress.items()}
 
     async def _trim(self) -> int:
         return await self._engine.trim(1)
 
-    async def _moves(self, clouds: Sequence[CloudState], rows: Sequence[PackRow]) -> Moves:
+    async def _moves(
+        self, clouds: Sequence[CloudState], rows: Sequence[PackRow], *, most_bytes: float = math.inf
+    ) -> Moves:
         places = [_place(row) for row in rows if row.used_bytes]
-        return await trio.to_thread.run_sync(partial(choose_moves, clouds, places))
+        return await trio.to_thread.run_sync(partial(choose_moves, clouds, places, most_bytes=most_bytes))
 
     async def _look(self) -> tuple[list[CloudState], list[PackRow]]:
         """Return the clouds as if dead packs were deleted, and the living packs.  Raises: ReadOnly, MetadataError."""

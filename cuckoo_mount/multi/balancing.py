@@ -7,6 +7,7 @@ so the plan foresees that, and a pack is chosen only if that makes things better
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -49,8 +50,16 @@ def spread(clouds: Sequence[CloudState]) -> float:
     return max(levels) - min(levels) if levels else 0.0
 
 
-def choose_moves(clouds: Sequence[CloudState], packs: Sequence[PackPlace], *, spread_max: float = SPREAD_MAX) -> Moves:
+def choose_moves(
+    clouds: Sequence[CloudState],
+    packs: Sequence[PackPlace],
+    *,
+    spread_max: float = SPREAD_MAX,
+    most_bytes: float = math.inf,
+) -> Moves:
     """Return what to write anew until levels differ by at most `spread_max`, or nothing more would help.
+
+    `most_bytes`: of all shares of these packs; from there on it is enough for now.
 
     Each pack at most once; the fullest cloud's go first, big ones before small ones.  Each step leaves the fullest
     cloud as it is or emptier, and the spread as it is or smaller.  Packs with a share on a cloud that does not take
@@ -59,13 +68,15 @@ def choose_moves(clouds: Sequence[CloudState], packs: Sequence[PackPlace], *, sp
     states = {cloud.name: cloud for cloud in clouds}
     waiting = _by_cloud(states, packs)
     moved: dict[PackNo, None] = {}
-    while waiting and spread(list(states.values())) > spread_max:
+    moved_bytes = 0
+    while waiting and moved_bytes < most_bytes and spread(list(states.values())) > spread_max:
         fullest = max(waiting, key=lambda name: (fill_level(states[name]), name))
         pack = waiting[fullest].pop()
         if not waiting[fullest]:
             del waiting[fullest]
         if pack.number not in moved and (after := _moved(states, pack)) is not None:
             moved[pack.number] = None
+            moved_bytes += pack.share_bytes * pack.shares
             states |= after
     return Moves(tuple(moved), tuple(states[cloud.name] for cloud in clouds))
 

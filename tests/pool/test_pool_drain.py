@@ -61,7 +61,7 @@ def test_under_load_from_s3(tmp_path: Path, make_pool: MakePool, rclone: S3Serve
         assert_nothing_is_missing(mount)
 
 
-@pytest.mark.parametrize("redundancy", ["2", "3+2"])
+@pytest.mark.parametrize("redundancy", ["2", pytest.param("3+2", marks=pytest.mark.long)])
 def test_killed_in_the_middle_and_resumed(tmp_path: Path, make_pool: MakePool, redundancy: str) -> None:
     """kill -9 while packs are moved, and while the rest is deleted; whoever mounts next goes on by himself."""
     names = "abc" if redundancy == "2" else "abcdef"
@@ -99,7 +99,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path, make_pool: MakePool, r
     mount.sync()
     assert mount.status()["packs"]["degraded"] == 0
     assert_nothing_is_missing(mount)
-    assert places[0].sizes() == {}
+    assert list(Path(places[0].config.url).iterdir()) == [], "no empty folders either"
 
 
 def wait_for_the_last_objects(place: Place) -> None:

@@ -52,7 +52,7 @@ def filled(tmp_path: Path, make_pool: MakePool, redundancy: str) -> tuple[PoolMo
     return mount, load, places
 
 
-@pytest.mark.parametrize("redundancy", ["2", "3+2"])
+@pytest.mark.parametrize("redundancy", ["2", pytest.param("3+2", marks=pytest.mark.long)])
 def test_levels_come_together_after_add(tmp_path: Path, make_pool: MakePool, redundancy: str) -> None:
     mount, load, places = filled(tmp_path, make_pool, redundancy)
     shown = json.loads(mount.cuckoo("rebalance", "--dry-run", "--json").stdout)
@@ -109,6 +109,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, make_pool: MakePool)
     assert_nothing_is_missing(mount)
 
 
+@pytest.mark.long
 def test_stopped_by_whoever_asked(tmp_path: Path, make_pool: MakePool) -> None:
     """Ctrl-C closes the connection: nothing goes on in the daemon, and nothing is broken."""
     mount, load, places = filled(tmp_path, make_pool, "2")
