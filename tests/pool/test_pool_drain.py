@@ -137,23 +137,3 @@ def test_another_machine_finds_it_drained(tmp_path: Path, make_machine: MakeMach
     config = read_config(second.paths)
     assert config is not None
     assert [cloud.name for cloud in config.clouds] == ["a", "b", "c"]
-
-
-def test_not_mounted(tmp_path: Path, make_pool: MakePool) -> None:
-    places = [folder_place(tmp_path / "clouds", name) for name in "abc"]
-    mount = make_pool(places, redundancy="2")
-    mount.start()
-    load = Load(mount, files=4)
-    load.make()
-    mount.umount()
-    assert places[0].packs()
-    assert mount.cuckoo("cloud", "drain", "a", check=False).returncode == 2, "nobody can be asked here"
-    assert places[0].packs()
-    result = json.loads(mount.cuckoo("cloud", "drain", "a", "--yes", "--json").stdout)
-    assert (result["use"], result["objects_left"]) == ("drained", 0)
-    assert places[0].sizes() == {}
-    refused = mount.cuckoo("cloud", "drain", "b", "--yes", check=False)
-    assert refused.returncode == 2
-    assert b"there is 1 cloud that takes packs, 2 copies need 2; first: cuckoo cloud add" in refused.stderr
-    mount.start()
-    load.verify()
