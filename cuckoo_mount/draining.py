@@ -232,7 +232,9 @@ class Drainer:
             load = await self._metadata.load_of(name)
             self._show(name, load.living, load.living_bytes)
             if not load.living and not load.dead:
-                return await self._finish(name)
+                if trouble := await self._finish(name):
+                    return trouble
+                continue
             # Whoever writes may add to a pack there, but not a pack: the number falls, if anything goes on.
             idle_rounds = 0 if left is None or load.living + load.dead < left else idle_rounds + 1
             left = load.living + load.dead
@@ -281,7 +283,7 @@ class Drainer:
         async with self._roster.lock:
             load = await self._metadata.load_of(name)
             if load.living or load.dead or not await self._is_draining(name):
-                return ""
+                return ""  # something came late, or it is not wanted any more
             row = next(row for row in await self._metadata.clouds() if row.name == name)
             if not self._multifs.is_up(name) and not await self._roster.slots.is_swept(name):
                 return f"cloud {name} does not answer"
@@ -291,9 +293,12 @@ class Drainer:
 
     async def _is_elsewhere(self, name: CloudName) -> bool:
         """Make an epoch; return whether it is durable on clouds that get epochs, of which this one is none."""
-        number = int(await self._metadata.get_local(LOCAL_EPOCH) or "0")
-        # A change, even though nothing changes: so there is something to make an epoch of.
-        await self._metadata.set_setting(f"{USE_PREFIX}{name}", CloudUse.DRAINING.value)
+        async with self._roster.lock:  # while nobody uses the cloud in another way
+            if not await self._is_draining(name):
+                return False
+            number = int(await self._metadata.get_local(LOCAL_EPOCH) or "0")
+            # A change, even though nothing changes: so there is something to make an epoch of.
+            await self._metadata.set_setting(f"{USE_PREFIX}{name}", CloudUse.DRAINING.value)
         await self._engine.trim(1)
         return (self._engine.status().cloud or 0) >= number
 

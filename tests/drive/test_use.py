@@ -238,3 +238,28 @@ async def test_a_drain_is_ended_after_a_sweep_that_failed(place: Place, monkeypa
         assert {path.name for path in anything(place, "a")} >= {"drive.json", "1.recovery"}
         await put(drive, b"g")
         assert epochs(place, "a") == epochs(place, "b") != set()
+
+
+async def test_whoever_takes_a_cloud_back_at_the_last_moment_has_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.opened() as drive:
+        await add(drive, place, "ab")
+        await put(drive, b"f")
+        writer = drive.drainer._writer
+        quiet = writer.wait_until_quiet
+
+        async def take_back() -> None:
+            await quiet()
+            await drive.roster.use_as("a", CloudUse.NORMAL)
+
+        monkeypatch.setattr(writer, "wait_until_quiet", take_back)
+        await drive.drainer.begin("a")
+        with trio.fail_after(60), pytest.raises(UsageError, match="is used again"):
+            await drive.drainer.wait("a")
+        await put(drive, b"g")
+        assert uses(drive)["a"] == ("ok", "normal")
+        assert {path.name for path in anything(place, "a")} >= {"drive.json", "1.recovery"}
+        assert epochs(place, "a") == epochs(place, "b")
+    async with place.opened() as drive:
+        assert uses(drive)["a"] == ("ok", "normal")
