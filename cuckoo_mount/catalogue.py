@@ -79,6 +79,9 @@ class CollectedCatalogue(PackCatalogue, Protocol):
         Those first that can lose the fewest.  Reads all packs.
         """
 
+    async def living_on(self, cloud: CloudName, limit: int) -> list[PackNo]:
+        """Return up to `limit` living packs with a share on this cloud, by number.  Reads all shares."""
+
     async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
         """Return the packs alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
 

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Final
 
 import trio
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
 from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
+from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
@@ -28,7 +29,6 @@ from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.policies import Policies
-from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.repacking import is_repacking, load_policies
@@ -45,11 +45,13 @@ from cuckoo_mount.preparing import (
     known_clouds,
     open_metadata,
     read_ledger,
+    settled_config,
 )
+from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
 from cuckoo_mount.rules import Rules, clouds_wanted, places_of, space_of
 from cuckoo_mount.slots import DriveSlots
-from cuckoo_mount.workers import open_worker_pool
+from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
@@ -83,6 +85,8 @@ class Drive:
         engine: EpochEngine,
         rules: Rules,
         terms: Terms,
+        pool: WorkerPool,
+        writer: PackWriter,
     ) -> None:
         self.roster: Final = roster
         self.slots: Final = slots
@@ -94,6 +98,18 @@ class Drive:
         self._collector = collector
         self._engine = engine
         self._terms = terms
+        self.drainer: Final = Drainer(
+            roster,
+            metadata,
+            multifs,
+            pool,
+            writer,
+            collector,
+            engine,
+            drive_id=roster.config.drive_id,
+            may_write=self._may_write,
+        )
+        self.rebalancer: Final = Rebalancer(metadata, multifs, writer, collector, engine, may_write=self._may_write)
 
     @property
     def config(self) -> DriveConfig:
@@ -186,7 +202,7 @@ class Drive:
                 "packs_sent": cache.packs_sent,
                 "last_error": cache.last_error,
             },
-            "clouds": [asdict(cloud) for cloud in self._multifs.statistics()],
+            "clouds": [asdict(cloud) for cloud in (*self._multifs.statistics(), *self.roster.apart())],
             "packs": {
                 "count": held.packs,
                 "live_bytes": held.pack_live_bytes,
@@ -212,15 +228,17 @@ class Drive:
     async def run_housekeeping(self) -> None:
         """Look after the clouds, the epochs on them, and dead packs, until cancelled.
 
-        An idle drive makes at most about one request per minute and cloud.
+        An idle drive makes at most about one request per minute and cloud.  Nothing here waits for its turn: that would
+        keep the claim from being renewed while packs are moved or a cloud is cleared.
         """
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             if self._may_write():
-                await self.roster.sign_new()
+                if not self.roster.lock.locked():
+                    await self.roster.sign_new()
                 await self._engine.look_after()
-            if self._may_write():
+            if self._may_write() and not self._collector.is_busy:
                 await self.collect(thorough=False)
 
     def check_writable(self) -> None:
@@ -279,7 +297,7 @@ async def open_drive(
         joined = await join_clouds(joining, multifs, config, paths, terms)
         metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
-        config = await _settled(config, metadata)
+        config = await settled_config(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
         policies.set_default(config.redundancy)
@@ -341,11 +359,14 @@ async def open_drive(
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
         rules = Rules(metadata, multifs, roster, policies, durability)
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, rules, terms)
+        drive = Drive(
+            roster, slots, metadata, multifs, cache, filesystem, collector, engine, rules, terms, pool, writer
+        )
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
                 nursery.start_soon(engine.run)
+                nursery.start_soon(drive.drainer.run)
             try:
                 yield drive
             finally:
@@ -369,20 +390,6 @@ async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
-    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
-    redundancy = await metadata.get_setting("redundancy") or config.redundancy
-    if parse_policy(redundancy) != parse_policy(config.redundancy):
-        log.warning(
-            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
-        )
-    encrypted = await metadata.get_setting("encryption") != "none"
-    encrypted = await metadata.get_setting("encryption") != "none"
-    if encrypted != config.encrypted:
-        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
-    return evolve(config, redundancy=redundancy, encrypted=encrypted)
 
 
 def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
