@@ -120,6 +120,10 @@ STORAGES: Final[dict[str, Callable[[Path], AbstractContextManager[Storage]]]] = 
 }
 
 
+IN_SHORT: Final = ("s3", "webdav", "sftp", "folder")
+"""Those that differ most."""
+
+
 @frozen
 class Left:
     """What there is: threads and open files of this process and of each worker, and processes that it started."""
@@ -184,7 +188,9 @@ async def wait_until_it_answers(pool: WorkerPool, settings: CloudSettings) -> No
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in IN_SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in STORAGES]
+)
 async def test_nothing_is_left_of_calls_that_hang(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
