@@ -7,7 +7,6 @@ knows all layers.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -17,10 +16,10 @@ import trio
 from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
-from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
+from cuckoo_mount.epochs.scrubbing import EpochScrubber
 from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
@@ -29,6 +28,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
+from cuckoo_mount.packs.scrubbing import Scrubber
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
 from cuckoo_mount.preparing import (
@@ -36,12 +36,14 @@ from cuckoo_mount.preparing import (
     MEETING_S,
     WRITING,
     Terms,
+    cache_limits,
     join_clouds,
     known_clouds,
     open_metadata,
     read_ledger,
 )
 from cuckoo_mount.roster import Roster
+from cuckoo_mount.scrubbing import DriveScrubber
 from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import open_worker_pool
 
@@ -75,9 +77,11 @@ class Drive:
         filesystem: PartedFS,
         collector: Collector,
         engine: EpochEngine,
+        scrubber: DriveScrubber,
         terms: Terms,
     ) -> None:
         self.roster: Final = roster
+        self.scrubber: Final = scrubber
         self.slots: Final = slots
         self.filesystem: Final = filesystem
         self._metadata = metadata
@@ -293,7 +297,7 @@ async def open_drive(
             writer,
             state_folder=paths.state,
             cache_folder=paths.cache,
-            limits=_limits(config, paths, metadata),
+            limits=cache_limits(config, paths, metadata),
             digest=keys.chunk_digest,
             ticks=ticks,
         )
@@ -314,7 +318,12 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms)
+        scrubber = DriveScrubber(
+            Scrubber(metadata, multifs, reader, collector, keys, config.drive_id),
+            EpochScrubber(engine, joining, multifs),
+            lambda: engine.refused if terms.writing else "the drive is open for reading only; nothing is scrubbed",
+        )
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, terms)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
@@ -361,16 +370,6 @@ async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
     if encrypted != config.encrypted:
         log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
     return evolve(config, redundancy=redundancy, encrypted=encrypted)
-
-
-def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
-    """Return the cache's limits: as configured, and at most half of what is free besides what is held already."""
-    status = os.statvfs(paths.state)
-    held = metadata.statistics()
-    free = status.f_bavail * status.f_frsize
-    share = held.dirty_bytes + held.clean_bytes + free // 2
-    limit = max(16 << 20, min(config.cache_limit_bytes, share))
-    return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
 
 
 def _space_of(multifs: MultiFS, policy: Policy) -> Callable[[], Awaitable[SpaceLeft]]:

@@ -46,6 +46,7 @@ LEVELS: Final[dict[str, int]] = {
     "roster": 8,
     "cloudsettings": 8,
     "slots": 8,
+    "scrubbing": 8,
     "fsck": 8,
     "config": 8,
     "cli": 8,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 import trio
 from attrs import asdict
 
-from cuckoo_mount.cli import keyhandlers
+from cuckoo_mount.cli import keyhandlers, scrubhandlers
 from cuckoo_mount.config.files import cloud_of_document
 from cuckoo_mount.config.records import CloudConfig
 from cuckoo_mount.errors import CloudError, UsageError
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STILL_BUSY_S: Final = 2.0
+PROGRESS_S: Final = 0.5
 _REQUEST: Final = Path("the request")
 
 Result = Mapping[str, object]
 Handler = Callable[["Drive", Arguments], Awaitable[Result]]
+Tell = Callable[..., Awaitable[None]]
+"""Takes what is to be told as keyword arguments."""
 
 
 async def _cloud_add(drive: Drive, arguments: Arguments) -> Result:
@@ -91,22 +94,33 @@ DRIVE_COMMANDS: Final[dict[str, Handler]] = {
     "cloud-test": _cloud_test,
     "gc": _gc,
     "recovery-key-shown": keyhandlers.recovery_key_shown,
+    "scrub": scrubhandlers.scrub,
 }
+
+
+PROGRESS: Final[dict[str, Callable[[Drive], Result]]] = {"scrub": scrubhandlers.progress}
+"""Says how far a command is that takes long."""
 
 
 def control_commands(drive: Drive) -> dict[str, Command]:
     """Return the table for the control socket of a mounted drive."""
-    return {name: partial(_answer, handler, drive) for name, handler in DRIVE_COMMANDS.items()}
+    return {name: partial(_answer, name, handler, drive) for name, handler in DRIVE_COMMANDS.items()}
 
 
-async def _answer(handler: Handler, drive: Drive, call: Call) -> Result:
+async def _answer(name: str, handler: Handler, drive: Drive, call: Call) -> Result:
     """Run a handler, and tell the client now and then that it is not forgotten.  Raises: what the handler does."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell_busy, call)
-        outcome = await caught(handler(drive, call.arguments))
-        nursery.cancel_scope.cancel()
+    outcome = await told(name, handler, drive, call.arguments, call.progress)
     if isinstance(outcome, Exception):
         raise outcome
+    return outcome
+
+
+async def told(name: str, handler: Handler, drive: Drive, arguments: Arguments, tell: Tell) -> Result | Exception:
+    """Return what a handler returns or raises; `tell` hears now and then how far it is, where that is known."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell_busy, name, drive, tell)
+        outcome = await caught(handler(drive, arguments))
+        nursery.cancel_scope.cancel()
     return outcome
 
 
@@ -118,10 +132,11 @@ async def caught(work: Awaitable[Result]) -> Result | Exception:
         return error
 
 
-async def _tell_busy(call: Call) -> None:
+async def _tell_busy(name: str, drive: Drive, tell: Tell) -> None:
+    progress = PROGRESS.get(name)
     while True:
-        await trio.sleep(STILL_BUSY_S)
-        await call.progress()
+        await trio.sleep(STILL_BUSY_S if progress is None else PROGRESS_S)
+        await tell(**(progress(drive) if progress is not None else {}))
 
 
 # -- arguments --

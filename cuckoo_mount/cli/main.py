@@ -28,11 +28,12 @@ COMMANDS: Final[dict[str, str]] = {
     "cloud": "Add, list, test, change and remove a drive's clouds.",
     "key": "Show the recovery key, change the passphrase.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
+    "scrub": "Compare what is on the clouds with what should be there, and repair it.",
     "destroy": "Delete a drive: its objects on every cloud, and everything of it here.",
     "completion": "Print what makes a shell complete commands and names.",
 }
 # In the contract, not in this release.
-LATER: Final = frozenset({"fsck", "scrub", "rebalance"})
+LATER: Final = frozenset({"fsck", "rebalance"})
 
 
 class LazyGroup(click.Group):

@@ -124,6 +124,18 @@ class Collector:
             objects_young=young,
         )
 
+    async def heal_all(self) -> int:
+        """Heal whatever can be healed now; return how many packs were written anew.  Checkpoint.
+
+        May be cancelled anywhere.  Raises: MetadataError.
+        """
+        async with self._lock:
+            self._compactor.unreachable.clear()
+            healed = 0
+            while more := await self._healer.heal_some():
+                healed += more
+        return healed
+
     async def _delete_dead(self, oldest_kept_epoch: int | None, *, thorough: bool) -> Garbage:
         """Delete dead packs, a page after the other; the next run goes on where one ended that met a silent cloud."""
         packs = freed_bytes = kept = 0

@@ -1,0 +1,95 @@
+"""What a scrub has found so far, kept so that a deep one that was interrupted goes on where it was.
+
+Used by scrubbing.py.  Local settings of the metadata: `scrub.position`, and one `scrub.found.<pack>` for each pack with
+a bad share, all written in one change with the position up to which packs were read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import define, field, frozen
+
+from cuckoo_mount.packs.comparing import Verdict
+from cuckoo_mount.types import PackNo, ShareRow
+
+log = logging.getLogger(__name__)
+SCRUB_PREFIX: Final = "scrub."
+POSITION: Final = f"{SCRUB_PREFIX}position"
+FOUND_PREFIX: Final = f"{SCRUB_PREFIX}found."
+
+
+@define(slots=True)
+class Finding:
+    """Bad shares of one pack, by number.  `is_lost`: too few whole ones are left to read all of it."""
+
+    missing: set[int] = field(factory=set)
+    damaged: set[int] = field(factory=set)
+    is_lost: bool = False
+
+    @property
+    def bad(self) -> int:
+        """How many."""
+        return len(self.missing | self.damaged)
+
+    def add(self, verdicts: Mapping[ShareRow, Verdict], *, is_lost: bool) -> None:
+        """Take in the verdicts on shares of the pack."""
+        for share, verdict in verdicts.items():
+            if verdict is Verdict.MISSING:
+                self.missing.add(share.share)
+                self.damaged.discard(share.share)
+            elif verdict is Verdict.DAMAGED and share.share not in self.missing:
+                self.damaged.add(share.share)
+        self.is_lost = self.is_lost or is_lost
+
+
+@frozen(slots=True)
+class Position:
+    """How far a deep scrub is: packs up to `after` were read, `last` is the last one to be; `checked` shares so far."""
+
+    after: PackNo
+    last: PackNo
+    checked: int = 0
+
+
+def read_findings(settings: Mapping[str, str]) -> tuple[Position | None, dict[PackNo, Finding]]:
+    """Return where an interrupted deep scrub was, None if there is none, and what it had found.
+
+    `settings`: the local ones with `SCRUB_PREFIX`.  What cannot be understood counts as none: everything is read anew.
+    """
+    try:
+        record = json.loads(settings[POSITION])
+        position = Position(PackNo(record["after"]), PackNo(record["last"]), int(record["checked"]))
+        found = {
+            PackNo(int(key.removeprefix(FOUND_PREFIX))): _finding(text)
+            for key, text in settings.items()
+            if key.startswith(FOUND_PREFIX)
+        }
+    except KeyError:
+        return None, {}
+    except (ValueError, TypeError) as error:
+        log.warning("how far the last deep scrub was is not understood (%s); it begins anew", error)
+        return None, {}
+    return position, found
+
+
+def as_settings(position: Position, found: Mapping[PackNo, Finding]) -> dict[str, str | None]:
+    """Return them as local settings."""
+    record = {"after": position.after, "last": position.last, "checked": position.checked}
+    settings: dict[str, str | None] = {POSITION: json.dumps(record)}
+    for number, finding in found.items():
+        record_of_pack = {
+            "missing": sorted(finding.missing),
+            "damaged": sorted(finding.damaged),
+            "lost": finding.is_lost,
+        }
+        settings[f"{FOUND_PREFIX}{number}"] = json.dumps(record_of_pack)
+    return settings
+
+
+def _finding(text: str) -> Finding:
+    record = json.loads(text)
+    return Finding(set(record["missing"]), set(record["damaged"]), bool(record["lost"]))

@@ -1,0 +1,68 @@
+"""One scrub of a drive: its epochs, its packs, healing, and what is left in the end.
+
+Used by drive.py.  For one trio loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from attrs import asdict, frozen
+
+from cuckoo_mount.epochs.scrubbing import EpochScrubber, ScrubbedEpochs
+from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.packs.scrubbing import Scrubbed, Scrubber, ScrubRequest
+
+log = logging.getLogger(__name__)
+
+
+@frozen(slots=True)
+class ScrubbedDrive:
+    """What came of it."""
+
+    request: ScrubRequest
+    packs: Scrubbed
+    epochs: ScrubbedEpochs
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every cloud was looked at, and all that the drive wants to be there is there now."""
+        packs, epochs = self.packs, self.epochs
+        left = packs.unchecked + packs.left + packs.degraded + packs.lost + epochs.unchecked + epochs.left
+        return not left and not packs.silent
+
+    def as_document(self) -> dict[str, object]:
+        """Return it for `scrub --json` (docs/operations.md)."""
+        found = asdict(self.packs)
+        silent = [{"name": name, "error": error} for name, error in found.pop("silent").items()]
+        return {
+            "deep": self.request.deep,
+            "dry_run": self.request.dry_run,
+            "whole": self.is_whole,
+            **found,
+            "silent": silent,
+            "epochs": asdict(self.epochs),
+        }
+
+
+class DriveScrubber:
+    """Scrubs one drive.  `refusal`: returns why nothing may be changed, or nothing."""
+
+    def __init__(self, packs: Scrubber, epochs: EpochScrubber, refusal: Callable[[], str]) -> None:
+        self._packs = packs
+        self._epochs = epochs
+        self._refusal = refusal
+
+    def progress(self) -> dict[str, object]:
+        """Return how far the scrub is that runs now: `phase`, `checked`, `total`, `bad`."""
+        return asdict(self._packs.progress)
+
+    async def scrub(self, request: ScrubRequest) -> ScrubbedDrive:
+        """Scrub everything; see `Scrubber.scrub`.  Raises: also ReadOnly (the drive is not open for writing)."""
+        if refusal := self._refusal():
+            raise ReadOnly(refusal)
+        packs = await self._packs.scrub(request)
+        epochs = await self._epochs.scrub(deep=request.deep, dry_run=request.dry_run)
+        log.info("scrubbed: %s, %s", packs, epochs)
+        return ScrubbedDrive(request, packs, epochs)
