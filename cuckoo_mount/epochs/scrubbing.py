@@ -69,7 +69,7 @@ class EpochScrubber:
 
         Raises: ReadOnly (another machine has taken the drive over), OSError.
         """
-        compared = await self._engine.inspect(self._compare)
+        compared = await self._engine.inspect(partial(self._compare, dry_run))
         if compared is None:
             return ScrubbedEpochs()
         missing, damaged, good = compared
@@ -95,12 +95,14 @@ class EpochScrubber:
             left=len(bad) - repaired,
         )
 
-    async def _compare(self, publisher: Publisher, ledger: Ledger) -> tuple[list[Place], list[Place], list[Place]]:
+    async def _compare(
+        self, dry_run: bool, publisher: Publisher, ledger: Ledger
+    ) -> tuple[list[Place], list[Place], list[Place]]:
         """Return the objects that are missing, have another size, and seem to be good."""
         found: Look = await look(self._multifs, self._joining.drive_id)
         await self._multifs.probe(found.listings)  # an emptied place must not look like lost objects
         known = {cloud: dict(publisher.claimed(cloud)) for cloud in found.listings}
-        if refusal := publisher.meet(found):
+        if not dry_run and (refusal := publisher.meet(found)):
             raise ReadOnly(refusal)
         missing: list[Place] = []
         damaged: list[Place] = []

@@ -127,10 +127,11 @@ class Collector:
     async def heal_all(self) -> int:
         """Heal whatever can be healed now; return how many packs were written anew.  Checkpoint.
 
-        May be cancelled anywhere.  Raises: MetadataError.
+        Also what could not be read before is tried again.  May be cancelled anywhere.  Raises: MetadataError.
         """
         async with self._lock:
             self._compactor.unreachable.clear()
+            self._compactor.failed.clear()
             healed = 0
             while more := await self._healer.heal_some():
                 healed += more
