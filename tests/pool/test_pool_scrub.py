@@ -300,7 +300,7 @@ async def test_nothing_is_dropped_while_packs_come_and_go(
 
 
 def test_a_deep_scrub_that_was_killed_goes_on(tmp_path: Path, make_pool: MakePool) -> None:
-    files = 40
+    files = 24
     mount = make_pool(places_of(tmp_path, 2), redundancy="2")
     trio.run(store, mount, files)
     damaged = mount.places[0]
@@ -316,7 +316,7 @@ def test_a_deep_scrub_that_was_killed_goes_on(tmp_path: Path, make_pool: MakePoo
         stderr=subprocess.DEVNULL,
     )
     try:
-        while reads(mount) < files + 10:
+        while reads(mount) < 2 * DEEP_PAGE + 6:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
     finally:
@@ -332,11 +332,6 @@ def test_a_deep_scrub_that_was_killed_goes_on(tmp_path: Path, make_pool: MakePoo
     assert (result["damaged"], result["repaired"], result["left"]) == (1, 1, 0)
     # A page that was not finished is read again, and the damaged share twice; healing reads the pack.
     assert after <= 2 * files - before + 2 * DEEP_PAGE + 8
-    for place in mount.places:
-        write_plan(place.plan)
-    again = json.loads(mount.cuckoo("scrub", "--deep", "--json").stdout)
-    assert again["resumed"] is False
-    assert part(again, WHOLE) == WHOLE
 
 
 async def store(mount: PoolMount, files: int) -> None:
