@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuckoo_mount.multi.redundancy import parse_policy
@@ -71,6 +71,7 @@ def test_a_verdict_is_what_the_shares_own_cloud_shows(
             assert verdict in (Verdict.WHOLE, Verdict.DAMAGED)
 
 
+@settings(max_examples=300)
 @given(packs(), st.data())
 def test_what_follows_never_makes_it_worse(pack: PackRow, data: st.DataObject) -> None:
     verdicts = {share: data.draw(st.sampled_from(Verdict)) for share in pack.shares}

@@ -12,7 +12,9 @@ import trio
 
 from cuckoo_mount.errors import Busy
 from cuckoo_mount.format import pack_share_name
+from cuckoo_mount.packs.garbage import clear_strays
 from cuckoo_mount.packs.scrubbing import Scrubbed, Scrubber, ScrubRequest
+from cuckoo_mount.packs.scrubjobs import look_at_shares
 from cuckoo_mount.types import CloudName, CloudRow
 from tests.metadata.helpers import copy_as_after_kill
 from tests.packs.packtools import DRIVE, KEYS, stored_objects
@@ -81,7 +83,14 @@ async def store_more(drive: Drive) -> None:
     await drive.add(b"new-1")
 
 
-@pytest.mark.parametrize("disturb", [collect_everything, compact, store_more])
+async def delete_halfway(drive: Drive) -> None:
+    """As a collection that was stopped before the rows of what it deleted were gone."""
+    await drive.remove(*list(drive.contents))
+    await drive.metadata.make_durable()
+    assert await drive.multifs.delete_packs(await drive.metadata.dead_packs(100))
+
+
+@pytest.mark.parametrize("disturb", [collect_everything, delete_halfway, compact, store_more])
 @pytest.mark.parametrize("deep", [False, True])
 async def test_nothing_is_missing_because_something_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, disturb: Disturb, deep: bool
@@ -119,6 +128,27 @@ def _disturbed(drive: Drive, turn: int, disturb: Disturb, patch: pytest.MonkeyPa
 
     patch.setattr(drive.pool, "run", disturbed)
     return lambda: count
+
+
+async def test_a_place_that_is_emptied_while_it_is_asked_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = new_drive(tmp_path)
+    async with drive.mounted():
+        await fill(drive)
+        stored_objects(drive.clouds[A])[0].unlink()
+        run, top = drive.pool.run, f"{drive.clouds[A].settings.url}/cuckoo"
+
+        async def emptied(function: Callable[..., object], *args: object, deadline_s: float) -> object:
+            if function is look_at_shares:
+                os.rename(top, f"{top}.away")
+            return await run(function, *args, deadline_s=deadline_s)
+
+        monkeypatch.setattr(drive.pool, "run", emptied)
+        found = await scrubber_of(drive).scrub(LOOK)
+        assert figures(found) == (0, 0, 0, 0, 0)
+        assert found.unchecked == 1
+        assert found.silent.keys() == {A}
 
 
 # -- killed --
@@ -199,6 +229,8 @@ async def test_what_is_left_of_a_damaged_share_stays_until_its_pack_is_healed(tm
         assert pack is not None
         (other,) = {0, 1} - {share.share for share in pack.shares}
         path = Path(drive.clouds[cloud].settings.url) / pack_share_name(DRIVE, pack_id, other)
+        assert path.exists()
+        assert await clear_strays(drive.metadata, drive.multifs, DRIVE, shares=2) == 1
         assert path.exists()
         await drive.collector.heal_all()
         assert path.exists()
