@@ -190,6 +190,7 @@ class Drive:
                 "degraded": degraded,
             },
             "files": held.inodes,
+            "scrub": await self.scrubber.last(),
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
 

@@ -58,6 +58,10 @@ class DriveScrubber:
         """Return how far the scrub is that runs now: `phase`, `checked`, `total`, `bad`."""
         return asdict(self._packs.progress)
 
+    async def last(self) -> dict[str, object] | None:
+        """Return `scrub` of `status --json`; see `Scrubber.last`."""
+        return await self._packs.last()
+
     async def scrub(self, request: ScrubRequest) -> ScrubbedDrive:
         """Scrub everything; see `Scrubber.scrub`.  Raises: also ReadOnly (the drive is not open for writing)."""
         if refusal := self._refusal():

@@ -1,7 +1,7 @@
 """What a scrub has found so far, kept so that a deep one that was interrupted goes on where it was.
 
 Used by scrubbing.py.  Local settings of the metadata: `scrub.position`, and one `scrub.found.<pack>` for each pack with
-a bad share, all written in one change with the position up to which packs were read.
+a bad share, all written in one change with the position up to which packs were read; and `scrubbed`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 SCRUB_PREFIX: Final = "scrub."
 POSITION: Final = f"{SCRUB_PREFIX}position"
 FOUND_PREFIX: Final = f"{SCRUB_PREFIX}found."
+LAST: Final = "scrubbed"
+"""Local setting: what the last scrub that came to its end left, for `status`."""
 
 
 @define(slots=True)
@@ -88,6 +90,20 @@ def as_settings(position: Position, found: Mapping[PackNo, Finding]) -> dict[str
         }
         settings[f"{FOUND_PREFIX}{number}"] = json.dumps(record_of_pack)
     return settings
+
+
+def last_setting(now_ns: int, *, deep: bool, left: int, lost: int) -> dict[str, str | None]:
+    """Return as a local setting what a scrub left: `left` shares, `lost` packs."""
+    return {LAST: json.dumps({"time_ns": now_ns, "deep": deep, "left": left, "lost": lost})}
+
+
+def read_last(text: str | None) -> dict[str, object] | None:
+    """Return what `last_setting` wrote; None where there was no scrub yet, or it is not understood."""
+    try:
+        record = json.loads(text or "")
+        return {key: record[key] for key in ("time_ns", "deep", "left", "lost")}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _finding(text: str) -> Finding:

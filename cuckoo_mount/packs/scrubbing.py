@@ -19,13 +19,23 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.catalogue import ScrubbedCatalogue
+from cuckoo_mount.clock import now_ns
 from cuckoo_mount.errors import Busy, DataTimeout, DataUnavailable, MetadataError
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.collecting import Collector
 from cuckoo_mount.packs.comparing import BAD, Consequence, Verdict, compare, decide
 from cuckoo_mount.packs.examining import Examiner, Place
-from cuckoo_mount.packs.findings import SCRUB_PREFIX, Finding, Position, as_settings, read_findings
+from cuckoo_mount.packs.findings import (
+    LAST,
+    SCRUB_PREFIX,
+    Finding,
+    Position,
+    as_settings,
+    last_setting,
+    read_findings,
+    read_last,
+)
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.types import CloudName, PackNo, PackRow, ShareRow, StoredVersion, VersionNo
 
@@ -109,6 +119,10 @@ class Scrubber:
     def progress(self) -> ScrubProgress:
         """How far the scrub is that runs now."""
         return self._run.progress() if self._run is not None else ScrubProgress()
+
+    async def last(self) -> dict[str, object] | None:
+        """Return when the last scrub ended and what it left: `time_ns`, `deep`, `left`, `lost`; None: never one."""
+        return read_last((await self._metadata.local_settings(LAST)).get(LAST))
 
     async def scrub(self, request: ScrubRequest) -> Scrubbed:
         """Scrub all packs that there are now.  Checkpoint; may be cancelled anywhere, a deep one goes on next time.
@@ -289,8 +303,11 @@ class _Run:
             elif finding.is_lost:
                 lost.append(pack)
         paths = await self._paths(lost)
-        if self._request.deep and not self._request.dry_run:
-            await self._metadata.set_locals(dict.fromkeys(await self._metadata.local_settings(SCRUB_PREFIX)))
+        left = self._bad() - repaired
+        if not self._request.dry_run:
+            gone = await self._metadata.local_settings(SCRUB_PREFIX) if self._request.deep else ()
+            last = last_setting(now_ns(), deep=self._request.deep, left=left, lost=len(lost))
+            await self._metadata.set_locals(dict.fromkeys(gone) | last)
             await self._metadata.commit()
         return Scrubbed(
             checked=self._checked,
@@ -298,7 +315,7 @@ class _Run:
             missing=sum(len(finding.missing) for finding in self._found.values()),
             damaged=sum(len(finding.damaged) for finding in self._found.values()),
             repaired=repaired,
-            left=self._bad() - repaired,
+            left=left,
             healed_packs=healed_packs,
             degraded=await self._metadata.degraded_packs(),
             lost=len(lost),

@@ -246,8 +246,7 @@ async def test_a_listing_that_is_late_proves_nothing(tmp_path: Path, make_pool: 
     mount = make_pool(places_of(tmp_path, 2), redundancy="2")
     async with mount.opened() as opened:
         await write_files(opened)
-        rule = {"calls": ["list"], "match": "/packs/", "action": "cut"}
-        write_plan(mount.places[0].plan, rule, seed=SEED)
+        write_plan(mount.places[0].plan, {"calls": ["list"], "match": "/packs/", "action": "cut"}, seed=SEED)
         assert part(await scrub(opened, LISTING), WHOLE) == WHOLE
         assert read_counts(mount.places[0].plan)["acted 0"] == 1
         write_plan(mount.places[0].plan)
@@ -275,16 +274,18 @@ async def test_nothing_is_dropped_while_packs_come_and_go(
         await write_files(opened)
         scrubs = 0
 
-        async def disturb(scope: trio.CancelScope) -> None:
+        ended = trio.Event()
+
+        async def disturb() -> None:
             for number in range(rounds):
                 await write_files(opened, dice.randrange(FILES), dice.randrange(1, 4))
                 await opened.unlink(dice.choice(await opened.names()))
                 await opened.drive.collect(keep=1, thorough=number % 2 == 0)
-            scope.cancel()
+            ended.set()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(disturb, nursery.cancel_scope)
-            while True:
+            nursery.start_soon(disturb)
+            while not ended.is_set():
                 found = await scrub(opened, dice.choice((LISTING, DEEP)))
                 assert (found["missing"], found["damaged"], found["lost"]) == (0, 0, 0)
                 scrubs += 1
