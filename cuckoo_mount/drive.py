@@ -319,10 +319,13 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
+        read_only = "" if terms.writing else "the drive is open for reading only; nothing is scrubbed"
         scrubber = DriveScrubber(
-            Scrubber(metadata, multifs, reader, collector, keys, config.drive_id),
+            Scrubber(
+                *(metadata, multifs, reader, collector, keys, config.drive_id),
+                refusal=lambda: read_only or engine.refused,
+            ),
             EpochScrubber(engine, joining, multifs),
-            lambda: engine.refused if terms.writing else "the drive is open for reading only; nothing is scrubbed",
         )
         drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, terms)
         async with cache.running(), trio.open_nursery() as nursery:

@@ -6,12 +6,10 @@ Used by drive.py.  For one trio loop.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from attrs import asdict, frozen
 
 from cuckoo_mount.epochs.scrubbing import EpochScrubber, ScrubbedEpochs
-from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.packs.scrubbing import Scrubbed, Scrubber, ScrubRequest
 
 log = logging.getLogger(__name__)
@@ -47,12 +45,11 @@ class ScrubbedDrive:
 
 
 class DriveScrubber:
-    """Scrubs one drive.  `refusal`: returns why nothing may be changed, or nothing."""
+    """Scrubs one drive."""
 
-    def __init__(self, packs: Scrubber, epochs: EpochScrubber, refusal: Callable[[], str]) -> None:
+    def __init__(self, packs: Scrubber, epochs: EpochScrubber) -> None:
         self._packs = packs
         self._epochs = epochs
-        self._refusal = refusal
 
     def progress(self) -> dict[str, object]:
         """Return how far the scrub is that runs now: `phase`, `checked`, `total`, `bad`."""
@@ -63,9 +60,7 @@ class DriveScrubber:
         return await self._packs.last()
 
     async def scrub(self, request: ScrubRequest) -> ScrubbedDrive:
-        """Scrub everything; see `Scrubber.scrub`.  Raises: also ReadOnly (the drive is not open for writing)."""
-        if refusal := self._refusal():
-            raise ReadOnly(refusal)
+        """Scrub everything; see `Scrubber.scrub` and `EpochScrubber.scrub`."""
         packs = await self._packs.scrub(request)
         epochs = await self._epochs.scrub(deep=request.deep, dry_run=request.dry_run)
         log.info("scrubbed: %s, %s", packs, epochs)

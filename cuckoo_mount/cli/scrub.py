@@ -36,10 +36,15 @@ def command(deep: bool, restart: bool, no_heal: bool, dry_run: bool, yes: bool, 
     """
     if restart and not deep:
         raise UsageError("--restart goes with --deep: without it there is nothing to go on with")
-    with ScrubLine(quiet=as_json) as line:
-        result = run_on_drive(
-            drive, "scrub", progress=line.update, deep=deep, restart=restart, dry_run=dry_run, heal=not no_heal
-        )
+    try:
+        with ScrubLine(quiet=as_json) as line:
+            result = run_on_drive(
+                drive, "scrub", progress=line.update, deep=deep, restart=restart, dry_run=dry_run, heal=not no_heal
+            )
+    except KeyboardInterrupt:
+        goes_on = f"; goes on with: cuckoo scrub --deep{common.drive_argument(drive)}" if deep and not dry_run else ""
+        common.say_error(PROGRAM, f"interrupted{goes_on}")
+        return common.INTERRUPTED
     if as_json:
         common.print_json(result)
     else:

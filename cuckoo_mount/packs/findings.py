@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 SCRUB_PREFIX: Final = "scrub."
 POSITION: Final = f"{SCRUB_PREFIX}position"
 FOUND_PREFIX: Final = f"{SCRUB_PREFIX}found."
+GOES_ON_NS: Final = 30 * 24 * 3600 * 10**9
+"""What was read before that says little: a deep scrub that began so long ago is not gone on with."""
 LAST: Final = "scrubbed"
 """Local setting: what the last scrub that came to its end left, for `status`."""
 
@@ -50,21 +52,27 @@ class Finding:
 
 @frozen(slots=True)
 class Position:
-    """How far a deep scrub is: packs up to `after` were read, `last` is the last one to be; `checked` shares so far."""
+    """How far a deep scrub is: packs up to `after` were read, `last` is the last one to be; `checked` shares so far.
+
+    `since_ns`: when it began.
+    """
 
     after: PackNo
     last: PackNo
+    since_ns: int
     checked: int = 0
 
 
-def read_findings(settings: Mapping[str, str]) -> tuple[Position | None, dict[PackNo, Finding]]:
-    """Return where an interrupted deep scrub was, None if there is none, and what it had found.
+def read_findings(settings: Mapping[str, str], now_ns: int) -> tuple[Position | None, dict[PackNo, Finding]]:
+    """Return where an interrupted deep scrub was, None if there is none that began lately, and what it had found.
 
     `settings`: the local ones with `SCRUB_PREFIX`.  What cannot be understood counts as none: everything is read anew.
     """
     try:
         record = json.loads(settings[POSITION])
-        position = Position(PackNo(record["after"]), PackNo(record["last"]), int(record["checked"]))
+        position = Position(
+            PackNo(record["after"]), PackNo(record["last"]), int(record["since_ns"]), int(record["checked"])
+        )
         found = {
             PackNo(int(key.removeprefix(FOUND_PREFIX))): _finding(text)
             for key, text in settings.items()
@@ -75,12 +83,18 @@ def read_findings(settings: Mapping[str, str]) -> tuple[Position | None, dict[Pa
     except (ValueError, TypeError) as error:
         log.warning("how far the last deep scrub was is not understood (%s); it begins anew", error)
         return None, {}
-    return position, found
+    is_old = now_ns - position.since_ns > GOES_ON_NS
+    return (None, {}) if is_old else (position, found)
 
 
 def as_settings(position: Position, found: Mapping[PackNo, Finding]) -> dict[str, str | None]:
     """Return them as local settings."""
-    record = {"after": position.after, "last": position.last, "checked": position.checked}
+    record = {
+        "after": position.after,
+        "last": position.last,
+        "since_ns": position.since_ns,
+        "checked": position.checked,
+    }
     settings: dict[str, str | None] = {POSITION: json.dumps(record)}
     for number, finding in found.items():
         record_of_pack = {

@@ -12,15 +12,15 @@ by then, death is final, and a dead pack is no concern.  `drop_shares` looks onc
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from cuckoo_mount.catalogue import ScrubbedCatalogue
 from cuckoo_mount.clock import now_ns
-from cuckoo_mount.errors import Busy, DataTimeout, DataUnavailable, MetadataError
+from cuckoo_mount.errors import Busy, DataTimeout, DataUnavailable, MetadataError, ReadOnly
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.collecting import Collector
@@ -95,7 +95,7 @@ class ScrubProgress:
 
 
 class Scrubber:
-    """Scrubs the packs of one drive."""
+    """Scrubs the packs of one drive.  `refusal`: returns why nothing may be changed (any more), or nothing."""
 
     def __init__(
         self,
@@ -105,11 +105,14 @@ class Scrubber:
         collector: Collector,
         keys: DriveKeys,
         drive_id: bytes,
+        *,
+        refusal: Callable[[], str] = str,
     ) -> None:
         self._metadata = metadata
         self._multifs = multifs
         self._reader = reader
         self._collector = collector
+        self._refusal = refusal
         self._keys = keys
         self._drive_id = drive_id
         self._lock = trio.Lock()
@@ -128,15 +131,17 @@ class Scrubber:
         """Scrub all packs that there are now.  Checkpoint; may be cancelled anywhere, a deep one goes on next time.
 
         A cloud that does not answer is a reason in the result, not an error.
-        Raises: Busy (one is running), MetadataError.
+        Raises: Busy (one is running), ReadOnly (see `refusal`), MetadataError.
         """
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
             raise Busy("a scrub of this drive is running already; wait until it has ended") from None
         try:
-            self._run = _Run(self._metadata, self._multifs, self._reader, self._keys, self._drive_id, request)
+            examiner = Examiner(self._multifs, self._keys, self._drive_id)
+            self._run = _Run(self._metadata, self._multifs, self._reader, examiner, request, self._refusal)
             await self._run.look()
+            self._run.check_right()
             healed = 0
             if request.heal and not request.dry_run:
                 self._run.phase = "healing"
@@ -155,16 +160,17 @@ class _Run:
         metadata: ScrubbedCatalogue,
         multifs: MultiFS,
         reader: PackReader,
-        keys: DriveKeys,
-        drive_id: bytes,
+        examiner: Examiner,
         request: ScrubRequest,
+        refusal: Callable[[], str],
     ) -> None:
         self.phase = "listing"
         self._metadata = metadata
         self._multifs = multifs
         self._reader = reader
         self._request = request
-        self._examiner = Examiner(multifs, keys, drive_id)
+        self._examiner = examiner
+        self._refusal = refusal
         self._found: dict[PackNo, Finding] = {}
         self._checked = self._unchecked = self._total = 0
         self._resumed = False
@@ -175,10 +181,16 @@ class _Run:
     def _bad(self) -> int:
         return sum(finding.bad for finding in self._found.values())
 
+    def check_right(self) -> None:
+        """Return if something may be changed: another machine may have taken the drive over.  Raises: ReadOnly."""
+        if reason := self._refusal():
+            raise ReadOnly(reason)
+
     async def look(self) -> None:
-        """Find what is bad, and drop the rows that can go."""
+        """Find what is bad, and drop the rows that can go.  Raises: ReadOnly."""
+        self.check_right()
         newest = await self._metadata.newest_pack()  # before the first listing
-        position = Position(PackNo(0), newest)
+        position = Position(PackNo(0), newest, now_ns())
         if self._request.deep and not self._request.dry_run:
             position = await self._begin(position)
         self._total, _ = await self._metadata.count_shares(PackNo(0), newest)
@@ -192,7 +204,7 @@ class _Run:
     async def _begin(self, fresh: Position) -> Position:
         """Return where to go on: behind what an earlier scrub has read, if it was interrupted."""
         settings = await self._metadata.local_settings(SCRUB_PREFIX)
-        position, found = read_findings(settings)
+        position, found = read_findings(settings, now_ns())
         if position is not None and not self._request.restart:
             self._found, self._resumed = found, True
             return position
@@ -248,7 +260,9 @@ class _Run:
             if not self._request.dry_run:
                 numbers = {pack.number for pack in packs} & self._found.keys()
                 found = {number: self._found[number] for number in numbers}
-                await self._metadata.set_locals(as_settings(Position(after, position.last, self._checked), found))
+                await self._metadata.set_locals(
+                    as_settings(evolve(position, after=after, checked=self._checked), found)
+                )
                 await self._metadata.commit()
 
     def _known(self, pack: PackRow, share: ShareRow) -> Verdict:
@@ -281,6 +295,7 @@ class _Run:
                 await self._act(current, consequence, found)
 
     async def _act(self, pack: PackRow, consequence: Consequence, found: dict[ShareRow, Verdict]) -> None:
+        self.check_right()
         left_over = {share.cloud for share in consequence.drop if found[share] is Verdict.DAMAGED}
         if await self._metadata.drop_shares(pack.number, consequence.drop, left_over=left_over):
             self._reader.forget(pack.number)
