@@ -73,24 +73,21 @@ class EpochScrubber:
         if compared is None:
             return ScrubbedEpochs()
         missing, damaged, good = compared
-        unchecked = 0
+        listed, unchecked = len(missing) + len(damaged) + len(good), 0
         if deep:
             read = [(place, await self._read(place)) for place in good]
             missing += [place for place, error in read if isinstance(error, CloudMissing)]
             damaged += [place for place, error in read if isinstance(error, CloudCorrupt)]
             others = (error for _, error in read if not isinstance(error, CloudMissing | CloudCorrupt))
             unchecked = sum(error is not None for error in others)
-        bad = [*missing, *damaged]
-        for cloud, entry in bad:
-            log.warning("cloud %s: epoch %s is missing or damaged", cloud, entry.name)
-        repaired = 0
-        if bad and not dry_run:
-            repaired = await self._engine.inspect(partial(self._repair, bad)) or 0
+        bad, repaired = [*missing, *damaged], 0
+        if bad:
+            bad, repaired = await self._engine.inspect(partial(self._settle, bad, dry_run)) or (bad, 0)
         return ScrubbedEpochs(
-            checked=len(missing) + len(damaged) + len(good) - unchecked,
+            checked=listed - unchecked,
             unchecked=unchecked,
-            missing=len(missing),
-            damaged=len(damaged),
+            missing=sum(place in missing for place in bad),
+            damaged=sum(place in damaged for place in bad),
             repaired=repaired,
             left=len(bad) - repaired,
         )
@@ -137,13 +134,22 @@ class EpochScrubber:
             return error
         return None
 
-    async def _repair(self, bad: Sequence[Place], publisher: Publisher, ledger: Ledger) -> int:
+    async def _settle(
+        self, bad: Sequence[Place], dry_run: bool, publisher: Publisher, ledger: Ledger
+    ) -> tuple[list[Place], int]:
+        """Return which of these objects are still wanted, and how many of them were put again."""
+        wanted = [place for place in bad if place[1] in ledger.entries]
+        for cloud, entry in wanted:
+            log.warning("cloud %s: epoch %s is missing or damaged", cloud, entry.name)
+        return wanted, 0 if dry_run else await self._repair(wanted, publisher)
+
+    async def _repair(self, bad: Sequence[Place], publisher: Publisher) -> int:
         """Put objects again, the oldest first: whatever is there is a chain.  Return how many."""
         repaired = 0
         await self._multifs.probe({cloud for cloud, _ in bad})
         for cloud, entry in sorted(bad, key=lambda place: place[1].name.epoch):
             is_writable = cloud in self._multifs.names and self._multifs.takes_objects(cloud)
-            if entry not in ledger.entries or not is_writable or not self._multifs.is_up(cloud):
+            if not is_writable or not self._multifs.is_up(cloud):
                 continue
             own = epoch_path(self._joining.folder, entry.name)
             fetched = own.with_name(f"{own.name}.again")

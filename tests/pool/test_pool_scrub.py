@@ -17,6 +17,7 @@ import trio
 
 from cuckoo_mount.format import parse_pack_share_name
 from cuckoo_mount.packs.scrubbing import DEEP_PAGE, ScrubRequest
+from cuckoo_mount.preparing import EPOCHS_FOLDER
 from cuckoo_mount.testing.faulty import read_counts, write_plan
 from tests.pool.conftest import MakePool
 from tests.pool.packing import KIB, SEED
@@ -210,8 +211,11 @@ async def test_epoch_objects_are_put_again(tmp_path: Path, make_pool: MakePool) 
         assert (found["epochs"]["missing"], found["epochs"]["damaged"], found["epochs"]["left"]) == (1, 2, 3)
         found = await scrub(opened, LISTING)
         assert (found["epochs"]["missing"], found["epochs"]["damaged"], found["epochs"]["repaired"]) == (1, 1, 2)
+        # This machine has lost its copy of the last one: another cloud's is taken.
+        os.unlink(mount.paths.state / EPOCHS_FOLDER / metas[2].rpartition("/")[2])
         found = await scrub(opened, DEEP)
         assert (found["epochs"]["missing"], found["epochs"]["damaged"], found["epochs"]["repaired"]) == (0, 1, 1)
+        assert found["epochs"]["checked"] == sum("/meta/" in name for place in mount.places for name in place.sizes())
         assert found["whole"] is True
         assert {name: sick.read(name) for name in metas} == whole
 
