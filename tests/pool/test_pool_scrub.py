@@ -22,10 +22,13 @@ from cuckoo_mount.testing.faulty import read_counts, write_plan
 from tests.pool.conftest import MakePool
 from tests.pool.packing import KIB, SEED
 from tests.pool.pooling import OpenedDrive, Place, PoolMount, bring_back, folder_place, hide, take_inventory
+from tests.pool.threeservers import ThreeServers
 
 pytestmark = [pytest.mark.slow]
 
 FILES: Final = 6
+OTHER_REQUESTS: Final = 8
+"""Of one cloud: drive.json before and after its listing, once for the epochs, and theirs with the claims."""
 DEEP: Final = ScrubRequest(deep=True)
 LISTING: Final = ScrubRequest()
 
@@ -379,3 +382,33 @@ def test_on_a_mounted_drive(tmp_path: Path, make_pool: MakePool) -> None:
     refused = mount.cuckoo("scrub", check=False)
     assert refused.returncode == 1
     assert b"reading only" in refused.stderr
+
+
+# -- requests --
+
+
+async def test_what_it_costs_on_servers(make_pool: MakePool, three_servers: ThreeServers) -> None:
+    """Of packs: one listing per cloud, and with `deep` one GET per share."""
+    mount = make_pool((three_servers.weed, three_servers.rclone), redundancy="2")
+    async with mount.opened() as opened:
+        await write_files(opened, count=3)
+        assert (await scrub(opened, LISTING))["whole"] is True
+        three_servers.reset()
+        assert (await scrub(opened, LISTING))["whole"] is True
+        print(f"listing: {three_servers.requests()}")
+        for name, proxy in three_servers.proxies.items():
+            about_packs = [method for method, target in proxy.requests() if "packs" in target]
+            assert about_packs == ["GET"], name
+            assert len(proxy.requests()) <= OTHER_REQUESTS
+        three_servers.reset()
+        assert (await scrub(opened, DEEP))["whole"] is True
+        print(f"deep: {three_servers.requests()}")
+        epochs = sum("/meta/" in name for place in mount.places for name in place.sizes())
+        assert three_servers.total() <= 2 * OTHER_REQUESTS + 2 * 3 + epochs
+        gone = next(iter(three_servers.weed.packs()))
+        three_servers.weed.delete(gone)
+        spoilt = next(name for name in three_servers.rclone.packs() if pack_of(mount, name) != pack_of(mount, gone))
+        three_servers.rclone.write(spoilt, flip(three_servers.rclone.read(spoilt), -1))
+        found = await scrub(opened, DEEP)
+        assert (found["missing"], found["damaged"], found["left"], found["lost"]) == (1, 1, 0, 0)
+        assert found["whole"] is True
