@@ -289,8 +289,9 @@ class _Run:
             current = await self._metadata.find_pack(pack.pack_id)
             if current is None or current.dead:
                 continue  # what was deleted of it is missing for good reason
-            bad = {share: verdict for share, verdict in found.items() if share in current.shares}
-            self._found.setdefault(pack.number, Finding()).add(bad, is_lost=consequence.is_lost)
+            if found.keys() != set(current.shares):
+                continue  # somebody moved or dropped a share meanwhile; what is wrong then, the next scrub says
+            self._found.setdefault(pack.number, Finding()).add(found, is_lost=consequence.is_lost)
             if not self._request.dry_run:
                 await self._act(current, consequence, found)
 
