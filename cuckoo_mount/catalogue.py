@@ -79,11 +79,26 @@ class CollectedCatalogue(PackCatalogue, Protocol):
         Those first that can lose the fewest.  Reads all packs.
         """
 
+    async def living_on(self, cloud: CloudName, limit: int) -> list[PackNo]:
+        """Return up to `limit` living packs with a share on this cloud, by number.  Reads all shares."""
+
     async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
         """Return the packs alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
 
     async def versions_in(self, pack: PackNo) -> list[StoredVersion]:
         """Return the versions that live in a pack, by offset."""
+
+    async def redundancies_in(self, pack: PackNo) -> list[tuple[VersionNo, str | None]]:
+        """Return, for each version in a pack, the redundancies of the files that name it; None: they have none."""
+
+    async def get_setting(self, key: str) -> str | None:
+        """Return a setting of the drive, None when it is not there."""
+
+    async def set_setting(self, key: str, value: str) -> None:
+        """Set a setting of the drive."""
+
+    async def delete_setting(self, key: str) -> None:
+        """Remove a setting of the drive, if it is there."""
 
     async def move_versions(
         self,

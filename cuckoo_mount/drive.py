@@ -7,30 +7,33 @@ knows all layers.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
 
 import trio
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
 from cuckoo_mount.config import DriveConfig, DrivePaths
+from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
-from cuckoo_mount.epochs.scrubbing import EpochScrubber
 from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.health import Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
-from cuckoo_mount.packs.scrubbing import Scrubber
+from cuckoo_mount.packs.repacking import is_repacking, load_policies
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
+from cuckoo_mount.parted.durability import Durability
+from cuckoo_mount.parted.partedfs import PartedFS
+from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.preparing import (
     EPOCHS_FOLDER,
     MEETING_S,
@@ -41,11 +44,14 @@ from cuckoo_mount.preparing import (
     known_clouds,
     open_metadata,
     read_ledger,
+    settled_config,
 )
+from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
-from cuckoo_mount.scrubbing import DriveScrubber
+from cuckoo_mount.rules import Rules, clouds_wanted, places_of, space_of
+from cuckoo_mount.scrubbing import DriveScrubber, open_scrubber
 from cuckoo_mount.slots import DriveSlots
-from cuckoo_mount.workers import open_worker_pool
+from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
@@ -78,11 +84,15 @@ class Drive:
         collector: Collector,
         engine: EpochEngine,
         scrubber: DriveScrubber,
+        rules: Rules,
         terms: Terms,
+        pool: WorkerPool,
+        writer: PackWriter,
     ) -> None:
         self.roster: Final = roster
         self.scrubber: Final = scrubber
         self.slots: Final = slots
+        self.rules: Final = rules
         self.filesystem: Final = filesystem
         self._metadata = metadata
         self._multifs = multifs
@@ -90,6 +100,18 @@ class Drive:
         self._collector = collector
         self._engine = engine
         self._terms = terms
+        self.drainer: Final = Drainer(
+            roster,
+            metadata,
+            multifs,
+            pool,
+            writer,
+            collector,
+            engine,
+            drive_id=roster.config.drive_id,
+            may_write=self._may_write,
+        )
+        self.rebalancer: Final = Rebalancer(metadata, multifs, writer, collector, engine, may_write=self._may_write)
 
     @property
     def config(self) -> DriveConfig:
@@ -164,7 +186,7 @@ class Drive:
         degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
-            "redundancy": self.config.redundancy,
+            **self.rules.status(),
             "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
             "epoch": self.epoch(),
@@ -182,12 +204,13 @@ class Drive:
                 "packs_sent": cache.packs_sent,
                 "last_error": cache.last_error,
             },
-            "clouds": [asdict(cloud) for cloud in self._multifs.statistics()],
+            "clouds": [asdict(cloud) for cloud in (*self._multifs.statistics(), *self.roster.apart())],
             "packs": {
                 "count": held.packs,
                 "live_bytes": held.pack_live_bytes,
                 "stored_bytes": held.pack_stored_bytes,
                 "degraded": degraded,
+                "repacking": await is_repacking(self._metadata),
             },
             "files": held.inodes,
             "scrub": await self.scrubber.last(),
@@ -208,16 +231,23 @@ class Drive:
     async def run_housekeeping(self) -> None:
         """Look after the clouds, the epochs on them, and dead packs, until cancelled.
 
-        An idle drive makes at most about one request per minute and cloud.
+        An idle drive makes at most about one request per minute and cloud.  Nothing here waits for its turn: that would
+        keep the claim from being renewed while packs are moved or a cloud is cleared.
         """
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             if self._may_write():
-                await self.roster.sign_new()
+                if not self.roster.lock.locked():
+                    await self.roster.sign_new()
                 await self._engine.look_after()
-            if self._may_write():
+            if self._may_write() and not self._collector.is_busy:
                 await self.collect(thorough=False)
+
+    def check_writable(self) -> None:
+        """Raises: ReadOnly where nothing may be changed."""
+        if not self._may_write():
+            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing was done")
 
     def _may_write(self) -> bool:
         return self._terms.writing and not self._engine.refused
@@ -228,15 +258,17 @@ class Drive:
         `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week.
         Raises: ReadOnly, MetadataError.
         """
-        if not self._may_write():
-            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
+        self.check_writable()
 
         async def oldest_kept_epoch() -> int:
             # What died since the last epoch can go when a new one is durable.
             return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
 
+        if thorough:
+            # One request each: what is read from a cloud that went away unnoticed is waited for up to the deadline.
+            await self._multifs.probe()
         collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
-        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed:
+        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed or collected.packs_repacked:
             log.info("collected: %s", collected)
         return collected
 
@@ -253,7 +285,7 @@ async def open_drive(
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_worker_pool())
-        keys, policy = DriveKeys(drive_key), parse_policy(config.redundancy)
+        keys, policies = DriveKeys(drive_key), Policies(config.redundancy)
         multifs = MultiFS(await known_clouds(config, paths, pool), pool, Health(), config.drive_id)
         joining = Joining(
             clouds=multifs,
@@ -262,16 +294,17 @@ async def open_drive(
             state_folder=paths.state,
             folder=paths.state / EPOCHS_FOLDER,
             encrypted=config.encrypted,
-            wanted=partial(_wanted, multifs, policy),
+            wanted=partial(clouds_wanted, multifs, policies),
             drive_name=config.name,
         )
         joined = await join_clouds(joining, multifs, config, paths, terms)
         metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
-        config = await _settled(config, metadata)
+        config = await settled_config(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
-        policy = parse_policy(config.redundancy)
+        policies.set_default(config.redundancy)
+        await load_policies(metadata, policies)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
         multifs.set_usage(await metadata.cloud_usage())
         writer = PackWriter(
@@ -282,7 +315,7 @@ async def open_drive(
             paths.state / "staging",
             drive_id=config.drive_id,
             encrypted=config.encrypted,
-            policy=format_policy(policy),
+            policies=policies,
             pack_size_bytes=config.pack_size_bytes,
         )
         roster = Roster(config, paths, metadata, multifs, pool, writer, keys=keys, load_slots=slots.objects)
@@ -302,7 +335,16 @@ async def open_drive(
             digest=keys.chunk_digest,
             ticks=ticks,
         )
-        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy), deadline_s=config.deadline_s)
+        durability = Durability(metadata, lambda: send_all_insisting(drive), deadline_s=config.deadline_s)
+        await durability.load()
+        filesystem = PartedFS(
+            metadata,
+            cache,
+            space=space_of(multifs, policies),
+            redundancy=Redundancy(metadata, policies, partial(places_of, multifs)),
+            durability=durability,
+            deadline_s=config.deadline_s,
+        )
         collector = Collector(
             metadata,
             multifs,
@@ -319,19 +361,16 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
-        read_only = "" if terms.writing else "the drive is open for reading only; nothing is scrubbed"
-        scrubber = DriveScrubber(
-            Scrubber(
-                *(metadata, multifs, reader, collector, keys, config.drive_id),
-                refusal=lambda: read_only or engine.refused,
-            ),
-            EpochScrubber(engine, joining, multifs),
+        scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
+        rules = Rules(metadata, multifs, roster, policies, durability)
+        drive = Drive(
+            roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, rules, terms, pool, writer
         )
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, terms)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
                 nursery.start_soon(engine.run)
+                nursery.start_soon(drive.drainer.run)
             try:
                 yield drive
             finally:
@@ -342,12 +381,6 @@ async def open_drive(
 def _refuse(filesystem: PartedFS, cache: ChunkCache, reason: str) -> None:
     filesystem.refuse_writes(reason)
     cache.stop_sending()
-
-
-def _wanted(multifs: MultiFS, policy: Policy) -> int:
-    """Return on how many clouds an epoch is durable (design §3.5)."""
-    writable = sum(multifs.takes_objects(name) for name in multifs.names)
-    return max(1, min(writable, max(policy.parity + 1, 2)))
 
 
 async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
@@ -361,24 +394,3 @@ async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
-    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
-    redundancy = await metadata.get_setting("redundancy") or config.redundancy
-    if parse_policy(redundancy) != parse_policy(config.redundancy):
-        log.warning(
-            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
-        )
-    encrypted = await metadata.get_setting("encryption") != "none"
-    if encrypted != config.encrypted:
-        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
-    return evolve(config, redundancy=redundancy, encrypted=encrypted)
-
-
-def _space_of(multifs: MultiFS, policy: Policy) -> Callable[[], Awaitable[SpaceLeft]]:
-    async def space() -> SpaceLeft:
-        room = await multifs.free_space(policy)
-        return SpaceLeft(room.total_bytes, room.free_bytes)
-
-    return space

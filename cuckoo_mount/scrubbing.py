@@ -9,7 +9,13 @@ import logging
 
 from attrs import asdict, frozen
 
+from cuckoo_mount.epochs.engine import EpochEngine
+from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.epochs.scrubbing import EpochScrubber, ScrubbedEpochs
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.packs.collecting import Collector
+from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.scrubbing import Scrubbed, Scrubber, ScrubRequest
 
 log = logging.getLogger(__name__)
@@ -65,3 +71,22 @@ class DriveScrubber:
         epochs = await self._epochs.scrub(deep=request.deep, dry_run=request.dry_run)
         log.info("scrubbed: %s, %s", packs, epochs)
         return ScrubbedDrive(request, packs, epochs)
+
+
+def open_scrubber(
+    metadata: Metadata,
+    multifs: MultiFS,
+    reader: PackReader,
+    collector: Collector,
+    joining: Joining,
+    engine: EpochEngine,
+    *,
+    writing: bool,
+) -> DriveScrubber:
+    """Return what scrubs a drive that is open.  `writing`: whether it is for writing; else it refuses."""
+    read_only = "" if writing else "the drive is open for reading only; nothing is scrubbed"
+    packs = Scrubber(
+        *(metadata, multifs, reader, collector, joining.keys, joining.drive_id),
+        refusal=lambda: read_only or engine.refused,
+    )
+    return DriveScrubber(packs, EpochScrubber(engine, joining, multifs))

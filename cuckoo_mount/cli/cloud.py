@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import click
 from attrs import evolve
 
-from cuckoo_mount.cli import cloudview, common
+from cuckoo_mount.cli import cloudview, common, drain
 from cuckoo_mount.cli.completing import complete_clouds
 from cuckoo_mount.cli.operate import Result, known_config, run_on_drive
 from cuckoo_mount.cli.places import check_place, full_url
@@ -29,7 +29,7 @@ from cuckoo_mount.multi.redundancy import describe_policy, parse_policy
 
 F = TypeVar("F", bound=Callable[..., object])
 Pairs = tuple[tuple[str, str], ...]
-LATER: Final = frozenset({"drain", "login"})
+LATER: Final = frozenset({"login"})
 NO_LIMIT: Final = "none"
 _OUR_OPTIONS_PREFIX: Final = "expect."
 
@@ -47,7 +47,7 @@ class CloudGroup(click.Group):
 
 @click.group("cloud", cls=CloudGroup, epilog="Example:  cuckoo cloud add usb /media/usb/cuckoo")
 def command() -> None:
-    """Add, list, test, change and remove a drive's clouds.
+    """Add, list, test, change, empty and remove a drive's clouds.
 
     A cloud is a folder, here or on a WebDAV, SSH or FTP server, an S3 bucket, or what another PyFilesystem URL names.
     """
@@ -80,7 +80,8 @@ def _settings_options(function: F) -> F:
 @click.argument("name")
 @click.argument("url")
 @_settings_options
-@click.option("--read-only", is_flag=True, help="Read what is there, store nothing more.")
+@click.option("--read-only", is_flag=True, help="Read what is there, store and delete nothing.")
+@click.option("--no-new", is_flag=True, help="Store no packs and epochs there; read and delete what is there.")
 @common.common_options
 def add(
     name: str,
@@ -91,6 +92,7 @@ def add(
     options: tuple[str, ...],
     secret_specs: tuple[str, ...],
     read_only: bool,
+    no_new: bool,
     drive: str,
     as_json: bool,
 ) -> int:
@@ -115,7 +117,7 @@ def add(
     _check_new(cloud, config)
     check_place(cloud.url, drive_paths(drive), config, read_only=read_only)
     cloud = _asked(cloud, _secret_specs(secret_specs))
-    result = _send("cloud-add", drive, cloud)
+    result = _send("cloud-add", drive, cloud, use="no-new" if no_new else None)
     if as_json:
         common.print_json(result)
         return common.DONE
@@ -128,7 +130,12 @@ def add(
 @click.argument("name", shell_complete=complete_clouds)
 @click.option("--url", metavar="URL", help="Where the same storage is now.")
 @_settings_options
-@click.option("--read-only/--no-read-only", default=None, help="Store nothing more there, or do so again.")
+@click.option("--read-only/--no-read-only", default=None, help="Store and delete nothing there, or do so again.")
+@click.option(
+    "--no-new/--new",
+    default=None,
+    help="Store no more packs and epochs there, only read and delete; or do so again, which ends or undoes a drain.",
+)
 @common.common_options
 def set_(
     name: str,
@@ -139,6 +146,7 @@ def set_(
     options: tuple[str, ...],
     secret_specs: tuple[str, ...],
     read_only: bool | None,
+    no_new: bool | None,
     drive: str,
     as_json: bool,
 ) -> int:
@@ -160,12 +168,13 @@ def set_(
         options=_merged(old.options, wanted),
         secrets=_merged(old.secrets, specs),
     )
-    if cloud == old:
+    use = None if no_new is None else "no-new" if no_new else "normal"
+    if cloud == old and use is None:
         raise UsageError(f"nothing of cloud {name!r} would change; `cuckoo cloud set --help` shows what can be set")
     if cloud.url != old.url:
         _check_new(cloud, evolve(config, clouds=tuple(other for other in config.clouds if other.name != name)))
         check_place(cloud.url, drive_paths(drive), config, read_only=cloud.read_only)
-    result = _send("cloud-set", drive, _asked(cloud, specs))
+    result = _send("cloud-set", drive, _asked(cloud, specs), use=use)
     if as_json:
         common.print_json(result)
     else:
@@ -211,7 +220,7 @@ def test(name: str, drive: str, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask before something is given up.")
 @common.common_options
 def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
-    """Take the cloud NAME off the drive.  What is stored there stays there.
+    """Take the cloud NAME off the drive.  What is stored there stays there; `cuckoo cloud drain` empties it first.
 
     Refused while something lies on no other cloud.
     """
@@ -222,7 +231,10 @@ def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
     if as_json:
         common.print_json(result)
         return common.DONE
-    click.echo(f"Cloud {name!r} removed.  What is stored there was left there; delete it by hand.")
+    if result.get("drained"):
+        click.echo(f"Cloud {name!r} removed.  Nothing of the drive is left there.")
+    else:
+        click.echo(f"Cloud {name!r} removed.  What is stored there was left there; delete it by hand.")
     for key, one, more in (
         ("lost_packs", "pack was only there and is lost", "packs were only there and are lost"),
         ("degraded", "pack has fewer copies than wanted now", "packs have fewer copies than wanted now"),
@@ -230,6 +242,9 @@ def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
         if count := result.get(key):
             click.echo(f"{count} {one if count == 1 else more}.")
     return common.DONE
+
+
+command.add_command(drain.command)
 
 
 # -- what was typed --
@@ -309,9 +324,9 @@ def _check_new(cloud: CloudConfig, config: DriveConfig) -> None:
             raise UsageError(f"the same place is already cloud {other.name!r} of drive {config.name!r}")
 
 
-def _send(operation: str, drive: str, cloud: CloudConfig) -> Result:
+def _send(operation: str, drive: str, cloud: CloudConfig, *, use: str | None) -> Result:
     values = dict(resolve_secrets(drive, cloud))
-    return run_on_drive(drive, operation, cloud=cloud_document(cloud), secrets=values)
+    return run_on_drive(drive, operation, cloud=cloud_document(cloud), secrets=values, use=use)
 
 
 def _show_hint(config: DriveConfig) -> None:

@@ -32,8 +32,8 @@ def run_on_drive(
     """Run a command of `commands.DRIVE_COMMANDS` on drive `drive`, mounted or not, and return its result.
 
     `drive_key`: where the caller has it already; else it is looked for, where need be by asking for a passphrase.
-    `progress`: told now and then how far a command of `commands.PROGRESS` is.
-    `arguments` have to be JSON; over the control socket secrets among them are seen by this user only.
+    `progress` is told how far it is, with nothing where the command does not say.  `arguments` have to be JSON; over
+    the control socket secrets among them are seen by this user only.
     Raises: UsageError (no such drive), client.DaemonRefused and client.NoAnswer of a mounted one, and of one that is
     not whatever its handler and `open_drive` raise.
     """
@@ -107,15 +107,18 @@ async def _run_opened(
     arguments: Arguments,
     progress: client.Progress | None,
 ) -> Result:
-    from cuckoo_mount.cli.commands import DRIVE_COMMANDS, told
+    import trio
+
+    from cuckoo_mount.cli.commands import caught, run_telling
     from cuckoo_mount.drive import open_drive
 
-    async def tell(**values: object) -> None:
+    async def tell(values: Result) -> None:
+        await trio.lowlevel.checkpoint()
         if progress is not None:
             progress(values)
 
     async with open_drive(config, paths, key) as drive:
-        outcome = await told(command, DRIVE_COMMANDS[command], drive, arguments, tell)
+        outcome = await caught(run_telling(drive, command, arguments, tell))
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

@@ -27,7 +27,7 @@ async def scrub(drive: Drive, arguments: Arguments) -> Mapping[str, object]:
     return (await drive.scrubber.scrub(request)).as_document()
 
 
-def progress(drive: Drive) -> Mapping[str, object]:
+def progress(drive: Drive, arguments: Arguments) -> Mapping[str, object]:
     """Return how far the scrub is."""
     return drive.scrubber.progress()
 

@@ -31,6 +31,7 @@ from cuckoo_mount.epochs.publishing import Publisher
 from cuckoo_mount.epochs.timing import LITTLE_ROWS, EpochTimer
 from cuckoo_mount.errors import ConfigurationError, CuckooError, MetadataError, ReadOnly
 from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.types import CloudName
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -116,6 +117,11 @@ class EpochEngine:
         if not self._ledger.durable:
             return 0
         return max(self._oldest, min(self._kept(None)))
+
+    def forget_cloud(self, name: CloudName) -> None:
+        """Have it looked at what lies on a cloud before that counts: everything there was deleted."""
+        if self._publisher is not None:
+            self._publisher.forget(name)
 
     # -- the tasks --
 

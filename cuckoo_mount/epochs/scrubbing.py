@@ -105,12 +105,13 @@ class EpochScrubber:
         damaged: list[Place] = []
         good: list[Place] = []
         for cloud, listing in found.listings.items():
+            takes = self._multifs.takes_objects(cloud)
             for entry in ledger.entries if self._multifs.is_up(cloud) else ():
                 there = listing.epochs.get(entry.name)
                 if there is not None:
                     fits = entry.size_bytes in (None, there)
                     (good if fits else damaged).append((cloud, entry))
-                elif entry.name in known[cloud] or (entry in ledger.parts and _is_old(entry)):
+                elif takes and (entry.name in known[cloud] or (entry in ledger.parts and _is_old(entry))):
                     missing.append((cloud, entry))
         return missing, damaged, good
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cuckoo_mount.catalogue import ScrubbedCatalogue
 from cuckoo_mount.types import (
+    CloudLoad,
     CloudName,
     CloudRow,
     Duplicate,
@@ -80,6 +81,9 @@ class PackMetadata(ScrubbedCatalogue, Protocol):
 
     async def only_on(self, cloud: CloudName) -> tuple[int, int]:
         """Return how many living packs lie on this cloud and on no other, and their bytes."""
+
+    async def load_of(self, cloud: CloudName) -> CloudLoad:
+        """Return what packs have on this cloud.  Reads all shares."""
 
     async def degraded_packs(self) -> int:
         """Return how many living packs have fewer shares on the drive's clouds than their policy wants.

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from cuckoo_mount.errors import MetadataError
+from cuckoo_mount.metadata.catalogue import USE_PREFIX
 from cuckoo_mount.metadata.database import Part
-from cuckoo_mount.types import CloudName, PackNo
+from cuckoo_mount.types import CloudLoad, CloudName, PackNo
 
 # '2' → 1 share is enough, '4+2' → 4: what stands before the plus, if there is one.
 NEEDED_SQL: Final = "CASE WHEN instr(p.policy, '+') THEN CAST(p.policy AS INTEGER) ELSE 1 END"
@@ -44,10 +45,28 @@ class CloudRows(Part):
         rows = self._db.rows(f"SELECT p.number {_DEGRADED} ORDER BY {_HAVE} - {NEEDED_SQL}, p.number LIMIT ?", (limit,))
         return [PackNo(number) for (number,) in rows]
 
+    async def load_of(self, cloud: CloudName) -> CloudLoad:
+        rows = self._db.rows(
+            """SELECT p.dead_epoch IS NULL, count(DISTINCT p.number), sum(s.length)
+            FROM share s JOIN pack p ON p.number = s.pack WHERE s.cloud = ? GROUP BY 1""",
+            (cloud,),
+        )
+        found = {bool(lives): (count, length) for lives, count, length in rows}
+        return CloudLoad(*found.get(True, (0, 0)), found.get(False, (0, 0))[0])
+
+    async def living_on(self, cloud: CloudName, limit: int) -> list[PackNo]:
+        rows = self._db.rows(
+            """SELECT DISTINCT s.pack FROM share s JOIN pack p ON p.number = s.pack
+            WHERE s.cloud = ? AND p.dead_epoch IS NULL ORDER BY s.pack LIMIT ?""",
+            (cloud, limit),
+        )
+        return [PackNo(number) for (number,) in rows]
+
     async def remove_cloud(self, cloud: CloudName) -> None:
         with self._db.change:
             if not self._db.run("DELETE FROM cloud WHERE name = ?", (cloud,)):
                 raise MetadataError(f"there is no cloud {cloud!r} in the metadata")
+            self._db.run("DELETE FROM setting WHERE key = ?", (f"{USE_PREFIX}{cloud}",))
             for pack, length in self._db.rows(_SPARE_SHARES, (cloud, cloud)):
                 self._db.run("DELETE FROM share WHERE pack = ? AND cloud = ?", (pack, cloud))
                 self._db.counters.share_made({cloud: length}, -1)

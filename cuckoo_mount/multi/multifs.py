@@ -21,14 +21,14 @@ from cuckoo_mount.format import pack_share_name, packs_prefix
 from cuckoo_mount.multi.fetching import ShareReader
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
-from cuckoo_mount.multi.placement import choose
+from cuckoo_mount.multi.placement import CloudState, choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
 from cuckoo_mount.multi.redundancy import ONE_COPY, Policy, parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
 from cuckoo_mount.multi.rooms import Rooms
 from cuckoo_mount.multi.storing import PackStorer
 from cuckoo_mount.multi.stripes import StripeReader, Wanted
-from cuckoo_mount.types import CloudName, PackRow, ShareRow
+from cuckoo_mount.types import CloudName, CloudUse, PackRow, ShareRow
 
 T = TypeVar("T")
 DELETE_BATCH: Final = 100
@@ -255,8 +255,20 @@ class MultiFS:
         return self._health.is_up(name)
 
     def takes_objects(self, name: CloudName) -> bool:
-        """Return whether the user lets something be stored there."""
+        """Return whether packs and epochs are stored there."""
+        return not self._clouds[name].read_only and self._clouds[name].use is CloudUse.NORMAL
+
+    def loses_objects(self, name: CloudName) -> bool:
+        """Return whether something may be deleted there."""
         return not self._clouds[name].read_only
+
+    def is_idle(self, name: CloudName) -> bool:
+        """Return whether no request to the cloud has begun and not ended, also if it has been dropped."""
+        return not self._requests.under_way(name)
+
+    def states(self) -> list[CloudState]:
+        """Return what placement knows of every cloud."""
+        return self._rooms.states()
 
     async def look_after(self) -> None:
         """Probe what is not well or was not heard of for long, and ask for room where that may have changed.
@@ -332,6 +344,7 @@ class MultiFS:
             name=name,
             url=hide_secrets(entry.settings.url, entry.settings),
             state=state.condition.value,
+            use=entry.use.value,
             used_bytes=used_bytes,
             capacity_bytes=self._rooms.capacity_bytes(name),
             packs=packs,

@@ -8,14 +8,14 @@ where the missing share alone would do; in return dead bytes go, small packs are
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count, islice
 from typing import Final
 
 from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import parse_policy
-from cuckoo_mount.packs.choosing import Batch, fill_of
+from cuckoo_mount.packs.choosing import batches_of
 from cuckoo_mount.packs.compaction import Compactor
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import PackRow
@@ -53,7 +53,9 @@ class Healer:
         degraded = [await self._metadata.get_pack(number) for number in await self._metadata.degraded(LOOKED_AT)]
         wanted = [*hurt, *(pack for pack in degraded if pack not in hurt and self._can_improve(pack))]
         begun = count()
-        batches = islice(self._batches(wanted), BATCHES_AT_ONCE)
+        out = self._compactor.failed | self._compactor.unreachable
+        readable = [pack for pack in wanted if pack.number not in out]
+        batches = islice(batches_of(readable, self._writer.pack_size_bytes), BATCHES_AT_ONCE)
         healed = await self._compactor.compact_batches(batches, lambda: next(begun) > 0 and not self._is_idle())
         if healed:
             log.info("%d packs that had too few shares, or a damaged one, were written anew", healed)
@@ -67,17 +69,4 @@ class Healer:
         """Return whether a new pack would get more shares than this one has on the drive's clouds."""
         have = sum(share.cloud in self._multifs.names for share in pack.shares)
         needed = parse_policy(pack.policy).data
-        return have >= needed and self._multifs.shares_possible(pack.size_bytes, self._writer.policy) > have
-
-    def _batches(self, packs: Iterable[PackRow]) -> Iterable[Batch]:
-        """Yield these packs, small ones together as far as they fit into one."""
-        batch: list[PackRow] = []
-        for pack in packs:
-            if pack.number in self._compactor.failed | self._compactor.unreachable:
-                continue
-            if batch and sum(other.live_bytes for other in (*batch, pack)) > self._writer.pack_size_bytes:
-                yield tuple(fill_of(pack) for pack in batch)
-                batch = []
-            batch.append(pack)
-        if batch:
-            yield tuple(fill_of(pack) for pack in batch)
+        return have >= needed and self._multifs.shares_possible(pack.size_bytes, pack.policy) > have
