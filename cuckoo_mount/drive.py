@@ -24,7 +24,7 @@ from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.multi.health import Condition, Health
+from cuckoo_mount.multi.health import USABLE, Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.collecting import Collected, Collector
@@ -171,8 +171,7 @@ class Drive:
             self._cache.retry_sending()
 
     def _state(self) -> str:
-        conditions = [cloud.state for cloud in self._multifs.statistics()]
-        good = [condition == Condition.OK.value for condition in conditions]
+        good = [Condition(cloud.state) in USABLE for cloud in self._multifs.statistics()]
         if not self._terms.writing or self._engine.refused:
             return "read-only"
         if not any(good):
@@ -387,8 +386,7 @@ async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
     """Look which clouds are there, for a short while: whoever comes later is met by the housekeeping."""
     await roster.load(writing=terms.writing)
     with trio.move_on_after(MEETING_S) as scope:
-        unknown = [cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value]
-        await multifs.probe(unknown)
+        await multifs.probe([cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value])
         if terms.writing:
             await roster.sign_new()
         await multifs.refresh_space()

@@ -28,7 +28,7 @@ from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.metadata.peek import peek_clouds, peek_local, peek_own_changes
 from cuckoo_mount.metadata.replay import build_store, catch_up, rebuild_store
 from cuckoo_mount.metadata.store import create_store, open_store
-from cuckoo_mount.multi.health import Condition
+from cuckoo_mount.multi.health import UP, Condition
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
 from cuckoo_mount.multi.redundancy import parse_policy
@@ -161,7 +161,7 @@ def _check_new(multifs: MultiFS, paths: DrivePaths) -> None:
         )
 
 
-_ANSWERS: Final = frozenset({Condition.OK.value, Condition.FULL.value, Condition.NOT_OURS.value})
+_ANSWERS: Final = frozenset(condition.value for condition in (*UP, Condition.NOT_OURS))
 
 
 async def open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:

@@ -19,6 +19,9 @@ from cuckoo_mount.cli import cloudview, common, drain
 from cuckoo_mount.cli.completing import complete_clouds
 from cuckoo_mount.cli.operate import Result, known_config, run_on_drive
 from cuckoo_mount.cli.places import check_place, full_url
+from cuckoo_mount.clouds import accounts
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.registry import REQUESTS_PER_SECOND
 from cuckoo_mount.config import CloudConfig, DriveConfig, drive_paths, parse_size
 from cuckoo_mount.config.files import cloud_document
 from cuckoo_mount.config.records import check_cloud_name
@@ -64,6 +67,11 @@ def _settings_options(function: F) -> F:
             help="A secret, e.g. user or password; SOURCE: file:PATH, env:VARIABLE, prompt or keyring.",
         ),
         click.option("--option", "options", multiple=True, metavar="K=V", help="An option of the storage's driver."),
+        click.option(
+            "--requests-per-second",
+            metavar="N",
+            help="Ask its account for no more than that; none: for as many as it takes.",
+        ),
         click.option("--group", metavar="G", help="Clouds of one group may be lost together: an account, a house."),
         click.option("--reserve", metavar="SIZE", help="What is to stay free there."),
         click.option("--capacity", metavar="SIZE", help="What may be used of it; none: all it has."),
@@ -90,6 +98,7 @@ def add(
     reserve: str | None,
     group: str | None,
     options: tuple[str, ...],
+    requests_per_second: str | None,
     secret_specs: tuple[str, ...],
     read_only: bool,
     no_new: bool,
@@ -110,7 +119,7 @@ def add(
         reserve_bytes=parse_size(reserve) if reserve is not None else 0,
         group=group or "",
         read_only=read_only,
-        options=_merged((), _options(options)),
+        options=_merged((), (*_options(options), *_rate(name, requests_per_second))),
         secrets=_merged((), _secret_specs(secret_specs)),
     )
     config = known_config(drive)
@@ -144,6 +153,7 @@ def set_(
     reserve: str | None,
     group: str | None,
     options: tuple[str, ...],
+    requests_per_second: str | None,
     secret_specs: tuple[str, ...],
     read_only: bool | None,
     no_new: bool | None,
@@ -152,9 +162,10 @@ def set_(
 ) -> int:
     """Change how the cloud NAME is used or reached.
 
-    --capacity none takes the limit away, --group '' the group, --option K= an option, --secret K= a secret.
+    --capacity none and --requests-per-second none take the limit away, --group '' the group, --option K= an option,
+    --secret K= a secret.
     """
-    wanted, specs = _options(options), _secret_specs(secret_specs)
+    wanted, specs = (*_options(options), *_rate(name, requests_per_second)), _secret_specs(secret_specs)
     sizes = {"capacity_bytes": _capacity(capacity), "reserve_bytes": parse_size(reserve or "0")}
     config = known_config(drive)
     old = _named(name, config)
@@ -265,6 +276,16 @@ def _options(texts: Iterable[str]) -> Pairs:
             raise UsageError(f"option {key!r} is set by cuckoo-mount itself; leave it out")
         pairs.append((key, value))
     return tuple(pairs)
+
+
+def _rate(name: str, text: str | None) -> Pairs:
+    """Return the option that limits requests; empty if it is not to change.  Raises: UsageError."""
+    if text is None:
+        return ()
+    if text == "none":
+        return ((REQUESTS_PER_SECOND, ""),)
+    accounts.requests_per_second(CloudSettings(name=name, url="", options=((REQUESTS_PER_SECOND, text),)))
+    return ((REQUESTS_PER_SECOND, text),)
 
 
 def _secret_specs(texts: Iterable[str]) -> Pairs:

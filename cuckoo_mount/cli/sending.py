@@ -189,9 +189,14 @@ def records(value: object) -> list[Mapping[str, object]]:
     return cast("list[Mapping[str, object]]", value) if isinstance(value, list) else []
 
 
+_SLOW: Final = "slow"
+
+
 def describe_trouble(trouble: Mapping[str, object]) -> str:
     """Return a cloud's trouble in words: `cloud usb is down: no such folder`."""
     name, error = str(trouble.get("name")), trouble.get("error") or trouble.get("last_error")
+    if trouble.get("state") == _SLOW:  # its last error, if there was one, is another story
+        return f"cloud {name} is slow"
     why = str(error or "it has not answered yet").removeprefix(f"cloud {name}: ")
     return f"cloud {name} is {trouble.get('state')}: {why}"
 

@@ -29,10 +29,15 @@ _BAR_WIDTH: Final = 12
 _OLD_ERROR_S: Final = 86_400.0
 _COLOURS: Final = {
     **dict.fromkeys((OK, "read-only", "draining", "drained"), "green"),
-    **dict.fromkeys(("unknown", "full", "degraded"), "yellow"),
+    **dict.fromkeys(("unknown", "full", "degraded", "slow"), "yellow"),
 }
 _HINTS: Final = {
     "down": "It is asked again by itself; to see more: cuckoo cloud test {name}{option}",
+    "slow": "Others are asked first, and get what is new, until it is as fast as usual.",
+    "failing": "Others are asked first, and get what is new, until it fails less.",
+    "read-only": "What is there is read.  Storing is tried again every 5 minutes; to see more: cuckoo cloud test "
+    "{name}{option}",
+    "needs-login": "Give it its secrets anew: cuckoo cloud set {name} --secret K=prompt{option}",
     "refused": "When that is mended, or with another secret: cuckoo cloud set {name} --secret K=prompt{option}",
     "full": "Make room there, raise its limit (cuckoo cloud set {name} --capacity SIZE{option}), or add a cloud: "
     "cuckoo cloud add NAME URL{option}",

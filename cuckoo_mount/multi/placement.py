@@ -1,7 +1,8 @@
 """Which clouds get the shares of a pack: pure functions of what is known about the clouds.
 
 Used by multi/multifs.py.  Nothing here waits, remembers or looks at a clock; the same question gives the same answer.
-Rule: distinct clouds always; distinct groups as far as there are any; within that the largest deficit first.  A cloud's
+Rule: distinct clouds always; distinct groups as far as there are any; within that those that are well before slow ones,
+and the largest deficit first.  A cloud's
 deficit is the part of its room that is still free, so that clouds of different sizes fill up evenly.
 """
 
@@ -22,15 +23,18 @@ UNKNOWN_ROOM_BYTES: Final = 1 << 40
 class CloudState:
     """What placement knows about one cloud.
 
-    `is_up`: identity confirmed and last requests answered.  `is_full`: it said so lately.  `is_no_new`: what is there
-    stays, nothing comes.  `placed_bytes`: of our shares, including those under way.  `capacity_bytes`: limit the user
-    set on them, or None.  `free_bytes`: what the cloud says is free, or None if it does not say.  `reserve_bytes`: of
-    that, how much is not ours to take.  `group`: clouds with the same non-empty group may be lost together.
+    `is_up`: identity confirmed and last requests answered.  `is_full`: it said so lately.  `is_slow`: or fails often,
+    wants fewer requests, or has perhaps stopped answering: it takes what nobody else in a group as good can.
+    `is_no_new`: what is there stays, nothing comes.  `placed_bytes`: of our shares, including those under way.
+    `capacity_bytes`: limit the user set on them, or None.  `free_bytes`: what the cloud says is free, or None if it
+    does not say.  `reserve_bytes`: of that, how much is not ours to take.
+    `group`: clouds with the same non-empty group may be lost together.
     """
 
     name: CloudName
     is_up: bool = True
     is_full: bool = False
+    is_slow: bool = False
     is_read_only: bool = False
     is_no_new: bool = False
     placed_bytes: int = 0
@@ -86,7 +90,7 @@ def choose(
     candidates = [cloud for cloud in clouds if cloud.name not in taken and can_take(cloud, size_bytes)]
     chosen: list[CloudName] = []
     while candidates and len(chosen) < copies:
-        best = min(candidates, key=lambda cloud: (cloud.group in groups, *_preference(cloud)))
+        best = min(candidates, key=lambda cloud: (cloud.group in groups, cloud.is_slow, *_preference(cloud)))
         candidates.remove(best)
         chosen.append(best.name)
         if best.group:

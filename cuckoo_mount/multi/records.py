@@ -40,6 +40,8 @@ class CloudStatistics:
 
     `use`: a `CloudUse`.  `used_bytes`, `packs`: our shares there.  `capacity_bytes`: what the user allowed, or else
     what the cloud says it has; None if neither is known.  `sending_bytes`: of shares on their way there right now.
+    `rejected`: requests that were too many for it.  `hedged`: reads for which another cloud was asked as well, because
+    this one was late.  `requests_per_second`: what its account gets now; None: as many as are wanted.
     `last_error_age_s`: how long ago that error was; None if there was none.  The counters begin at the mount.
     """
 
@@ -54,6 +56,9 @@ class CloudStatistics:
     errors: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    rejected: int = 0
+    hedged: int = 0
+    requests_per_second: float | None = None
     sending_bytes: int = 0
     last_error: str = ""
     last_error_age_s: float | None = None

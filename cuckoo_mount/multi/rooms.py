@@ -108,7 +108,8 @@ class Rooms:
         return CloudState(
             name=name,
             is_up=self._health.is_up(name),
-            is_full=self._health.is_full(name),
+            is_full=self._health.takes_nothing(name),
+            is_slow=not self._health.is_well(name) or self._health.is_suspect(name),
             is_read_only=entry.read_only,
             is_no_new=entry.use is not CloudUse.NORMAL,
             placed_bytes=self.usage(name)[1] + under_way,
