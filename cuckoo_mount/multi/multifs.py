@@ -270,7 +270,9 @@ class MultiFS:
         self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int
     ) -> T:
         """As `consult`, but CloudMissing is raised only after drive.json was seen there.  Waits for nothing."""
-        return await self._requests.ask_for_object(name, job, *args, deadline_s=deadline_s, bytes_down=bytes_down)
+        return await self._requests.ask_for_object(
+            name, job, *args, deadline_s=deadline_s, bytes_down=bytes_down, urgent=False
+        )
 
     def entry(self, name: CloudName) -> CloudEntry:
         """Return how a cloud is used.  Raises: KeyError for a name that is not in `names`."""
