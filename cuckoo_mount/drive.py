@@ -7,7 +7,6 @@ knows all layers.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -17,7 +16,6 @@ import trio
 from attrs import asdict, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
-from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
 from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
@@ -41,6 +39,7 @@ from cuckoo_mount.preparing import (
     MEETING_S,
     WRITING,
     Terms,
+    cache_limits,
     join_clouds,
     known_clouds,
     open_metadata,
@@ -50,6 +49,7 @@ from cuckoo_mount.preparing import (
 from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
 from cuckoo_mount.rules import Rules, clouds_wanted, places_of, space_of
+from cuckoo_mount.scrubbing import DriveScrubber, open_scrubber
 from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
@@ -83,12 +83,14 @@ class Drive:
         filesystem: PartedFS,
         collector: Collector,
         engine: EpochEngine,
+        scrubber: DriveScrubber,
         rules: Rules,
         terms: Terms,
         pool: WorkerPool,
         writer: PackWriter,
     ) -> None:
         self.roster: Final = roster
+        self.scrubber: Final = scrubber
         self.slots: Final = slots
         self.rules: Final = rules
         self.filesystem: Final = filesystem
@@ -210,6 +212,7 @@ class Drive:
                 "repacking": await is_repacking(self._metadata),
             },
             "files": held.inodes,
+            "scrub": await self.scrubber.last(),
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
 
@@ -327,7 +330,7 @@ async def open_drive(
             writer,
             state_folder=paths.state,
             cache_folder=paths.cache,
-            limits=_limits(config, paths, metadata),
+            limits=cache_limits(config, paths, metadata),
             digest=keys.chunk_digest,
             ticks=ticks,
         )
@@ -357,9 +360,10 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
+        scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
         rules = Rules(metadata, multifs, roster, policies, durability)
         drive = Drive(
-            roster, slots, metadata, multifs, cache, filesystem, collector, engine, rules, terms, pool, writer
+            roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, rules, terms, pool, writer
         )
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
@@ -388,13 +392,3 @@ async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
-    """Return the cache's limits: as configured, and at most half of what is free besides what is held already."""
-    status = os.statvfs(paths.state)
-    held = metadata.statistics()
-    free = status.f_bavail * status.f_frsize
-    share = held.dirty_bytes + held.clean_bytes + free // 2
-    limit = max(16 << 20, min(config.cache_limit_bytes, share))
-    return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 from attrs import evolve, frozen
 
+from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.cloudsettings import NOTED_PREFIX, row_of, settings_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
@@ -214,3 +215,13 @@ def _settings_of(config: DriveConfig) -> dict[str, str]:
 def view_config(config: DriveConfig, name: str) -> DriveConfig:
     """Return the configuration of a view of the drive, which is a drive of its own to this machine."""
     return evolve(config, name=name, mountpoint=None)
+
+
+def cache_limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
+    """Return the cache's limits: as configured, and at most half of what is free besides what is held already."""
+    status = os.statvfs(paths.state)
+    held = metadata.statistics()
+    free = status.f_bavail * status.f_frsize
+    share = held.dirty_bytes + held.clean_bytes + free // 2
+    limit = max(16 << 20, min(config.cache_limit_bytes, share))
+    return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))

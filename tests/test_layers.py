@@ -54,6 +54,7 @@ LEVELS: Final[dict[str, int]] = {
     "rebalancing": 8,
     "cloudsettings": 8,
     "slots": 8,
+    "scrubbing": 8,
     "fsck": 8,
     "config": 8,
     "cli": 8,

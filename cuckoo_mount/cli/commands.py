@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 import trio
 from attrs import asdict
 
-from cuckoo_mount.cli import keyhandlers, movehandlers
+from cuckoo_mount.cli import keyhandlers, movehandlers, scrubhandlers
 from cuckoo_mount.config.files import cloud_of_document
 from cuckoo_mount.config.records import CloudConfig
 from cuckoo_mount.errors import CloudError, UsageError
@@ -107,10 +107,12 @@ DRIVE_COMMANDS: Final[dict[str, Handler]] = {
     "set": _set_drive,
     "rebalance": movehandlers.rebalance,
     "recovery-key-shown": keyhandlers.recovery_key_shown,
+    "scrub": scrubhandlers.scrub,
 }
 PROGRESS: Final[dict[str, Callable[[Drive, Arguments], Result]]] = {
     "cloud-drain": movehandlers.drain_progress,
     "rebalance": movehandlers.rebalance_progress,
+    "scrub": scrubhandlers.progress,
 }
 """How far a handler of that name is, for those that tell."""
 

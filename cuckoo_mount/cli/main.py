@@ -30,11 +30,12 @@ COMMANDS: Final[dict[str, str]] = {
     "key": "Show the recovery key, change the passphrase.",
     "rebalance": "Even out how full the clouds are.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
+    "scrub": "Compare what is on the clouds with what should be there, and repair it.",
     "destroy": "Delete a drive: its objects on every cloud, and everything of it here.",
     "completion": "Print what makes a shell complete commands and names.",
 }
 # In the contract, not in this release.
-LATER: Final = frozenset({"fsck", "scrub"})
+LATER: Final = frozenset({"fsck"})
 
 
 class LazyGroup(click.Group):

@@ -222,6 +222,9 @@ def _redundancy_notes(status: Status, option: str) -> Iterator[str]:
     if degraded:
         what = "1 pack has" if degraded == 1 else f"{degraded} packs have"
         yield f"{what} fewer copies than asked for: lose none of the clouds that have them."
+    if lost := _number(_table(status, "scrub"), "lost"):
+        what = "1 pack that" if lost == 1 else f"{lost} packs that"
+        yield f"The last scrub found {what} no cloud has whole; it names the files: cuckoo scrub{option}"
 
 
 def old_errors(status: Status) -> list[str]:

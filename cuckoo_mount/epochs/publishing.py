@@ -6,8 +6,9 @@ Used by engine.py, which decides what is to be sent.  For one trio loop; one cal
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -68,6 +69,23 @@ class Publisher:
         epochs = [LeaseName(name.term, name.writer) for name in found.epoch_names]
         higher = max((name for name in (*leases, *epochs) if name > self.holder.name), default=None)
         return _superseded(higher) if higher is not None else ""
+
+    def claimed(self, cloud: CloudName) -> Mapping[EpochName, int]:
+        """Return what the cloud has, as far as this machine knows: names and sizes."""
+        return self._presence.get(cloud, {})
+
+    async def put_again(self, cloud: CloudName, entry: Entry, path: Path) -> None:
+        """Put the verified object in file `path` in the place of one that is damaged or lost.  Checkpoint.
+
+        Raises: CloudError, FormatError, OSError.
+        """
+        name = epoch_name(self._joining.drive_id, entry.name)
+        self._presence.setdefault(cloud, {}).pop(entry.name, None)
+        # Not every storage replaces one that is there.
+        await self._clouds.ask(cloud, jobs.delete_many, [name], deadline_s=DELETE_DEADLINE_S)
+        deadline_s = transfer_deadline_s(entry.size_bytes or 0)
+        await self._clouds.ask(cloud, jobs.put_file, name, str(path), entry.size_bytes, deadline_s=deadline_s)
+        self._presence[cloud][entry.name] = entry.size_bytes or 0
 
     def _met(self) -> list[CloudName]:
         """Return the clouds that are up, not read-only, and of which it is known what they have.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from cuckoo_mount.catalogue import CollectedCatalogue
+from cuckoo_mount.catalogue import ScrubbedCatalogue
 from cuckoo_mount.types import (
     CloudLoad,
     CloudName,
@@ -19,7 +19,7 @@ from cuckoo_mount.types import (
 )
 
 
-class PackMetadata(CollectedCatalogue, Protocol):
+class PackMetadata(ScrubbedCatalogue, Protocol):
     """The catalogue: also how packs are entered, and the clouds."""
 
     async def finish_pack(

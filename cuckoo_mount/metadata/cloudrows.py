@@ -5,20 +5,22 @@ Used by store.py.  Runs in the loop, never waits.  Keeps I-16 for the usage of c
 
 from __future__ import annotations
 
+from typing import Final
+
 from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.catalogue import USE_PREFIX
 from cuckoo_mount.metadata.database import Part
 from cuckoo_mount.types import CloudLoad, CloudName, PackNo
 
 # '2' → 1 share is enough, '4+2' → 4: what stands before the plus, if there is one.
-_NEEDED = "CASE WHEN instr(p.policy, '+') THEN CAST(p.policy AS INTEGER) ELSE 1 END"
+NEEDED_SQL: Final = "CASE WHEN instr(p.policy, '+') THEN CAST(p.policy AS INTEGER) ELSE 1 END"
 _ONLY_THERE = f"""
     FROM pack p WHERE p.dead_epoch IS NULL
     AND EXISTS (SELECT 1 FROM share s WHERE s.pack = p.number AND s.cloud = ?)
-    AND (SELECT count(*) FROM share s WHERE s.pack = p.number AND s.cloud <> ?) < {_NEEDED}"""
+    AND (SELECT count(*) FROM share s WHERE s.pack = p.number AND s.cloud <> ?) < {NEEDED_SQL}"""
 _SPARE_SHARES = f"""
     SELECT s.pack, sum(s.length) FROM share s JOIN pack p ON p.number = s.pack WHERE s.cloud = ?
-    AND (SELECT count(*) FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) >= {_NEEDED} GROUP BY s.pack"""
+    AND (SELECT count(*) FROM share o WHERE o.pack = s.pack AND o.cloud <> ?) >= {NEEDED_SQL} GROUP BY s.pack"""
 # '2' → 2 shares, '4+2' → 6: what stands before the plus, and what stands behind it, or nothing.
 _HAVE = "(SELECT count(*) FROM share s JOIN cloud c ON c.name = s.cloud WHERE s.pack = p.number)"
 _DEGRADED = f"""
@@ -40,7 +42,7 @@ class CloudRows(Part):
         return int(row[0])
 
     async def degraded(self, limit: int) -> list[PackNo]:
-        rows = self._db.rows(f"SELECT p.number {_DEGRADED} ORDER BY {_HAVE} - {_NEEDED}, p.number LIMIT ?", (limit,))
+        rows = self._db.rows(f"SELECT p.number {_DEGRADED} ORDER BY {_HAVE} - {NEEDED_SQL}, p.number LIMIT ?", (limit,))
         return [PackNo(number) for (number,) in rows]
 
     async def load_of(self, cloud: CloudName) -> CloudLoad:

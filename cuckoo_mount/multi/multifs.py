@@ -135,6 +135,10 @@ class MultiFS:
         """Return, and forget, the packs of which a share turned out to be damaged or lost while it was read."""
         return self._reader.take_damaged()
 
+    def note_damaged(self, pack_id: bytes) -> None:
+        """Remember that a share of the pack is damaged or lost; see `take_damaged`."""
+        self._reader.note_damaged(pack_id)
+
     def shares_possible(self, pack_bytes: int, policy: str) -> int:
         """Return how many shares of a pack of that size clouds that are up would take now, at most all of them."""
         wanted = parse_policy(policy)
@@ -252,6 +256,23 @@ class MultiFS:
         if not self._health.is_up(name):
             await self._requests.probe_if_due(name)
         return await self._requests.ask(name, Request.READ, job, *args, deadline_s=deadline_s)
+
+    async def examine(
+        self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int = 0
+    ) -> T:
+        """As `consult`, between two readings of the cloud's drive.json: so "not there" in the answer means lost."""
+        await self._requests.probe(name)
+        answer = await self._requests.ask(name, Request.READ, job, *args, deadline_s=deadline_s, bytes_down=bytes_down)
+        await self._requests.probe(name)
+        return answer
+
+    async def read_object(
+        self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int
+    ) -> T:
+        """As `consult`, but CloudMissing is raised only after drive.json was seen there.  Waits for nothing."""
+        return await self._requests.ask_for_object(
+            name, job, *args, deadline_s=deadline_s, bytes_down=bytes_down, urgent=False
+        )
 
     def entry(self, name: CloudName) -> CloudEntry:
         """Return how a cloud is used.  Raises: KeyError for a name that is not in `names`."""

@@ -133,6 +133,17 @@ class Collector:
             objects_young=young,
         )
 
+    async def heal_all(self) -> int:
+        """Heal whatever can be healed now, also what could not be read before; return how many packs were written anew.
+
+        Checkpoint; may be cancelled anywhere.  Raises: MetadataError.
+        """
+        async with self.alone():
+            healed = 0
+            while more := await self._healer.heal_some():
+                healed += more
+        return healed
+
     @property
     def is_busy(self) -> bool:
         """Whether something is collected or moved just now."""
