@@ -85,7 +85,8 @@ def read_outcome(kind: int, payload: bytes, pid: int) -> outcome.Outcome[object]
         if kind != KIND_ERROR:
             return outcome.Value(value)
         error, text = cast(tuple[Exception, str], value)
-        if not isinstance(error, CuckooError):
+        # A local file that is gone is nothing to be alarmed at: whoever gives a pack up removes it under the upload.
+        if not isinstance(error, CuckooError | OSError):
             _log.error("worker process %d: %s", pid, text)
         error.add_note(f"In worker process {pid}:\n{text}")
         return outcome.Error(error)

@@ -267,15 +267,17 @@ class Roster:
         async with self.lock:
             cloud, key, row = self._named(name), CloudName(name), await self.row(name)
             if row.use is not CloudUse.DRAINED and not await self.slots.is_swept(name):
-                await self._put_row(evolve(row, use=use))
-                self._multifs.set_cloud(key, evolve(self._multifs.entry(key), use=use))
+                with trio.CancelScope(shield=True):  # on the list and in use as the same
+                    await self._put_row(evolve(row, use=use))
+                    self._multifs.set_cloud(key, evolve(self._multifs.entry(key), use=use))
                 return
             entry = await self._sign(cloud, evolve(row, use=use))
-            # The slots that were noted as put there are gone.
-            await self.slots.forget(name)
-            await self._put_row(evolve(row, use=use))
-            self._apart.pop(key, None)
-            self._multifs.set_cloud(key, entry)
+            with trio.CancelScope(shield=True):
+                # The slots that were noted as put there are gone.
+                await self.slots.forget(name)
+                await self._put_row(evolve(row, use=use))
+                self._apart.pop(key, None)
+                self._multifs.set_cloud(key, entry)
             await self._multifs.probe([key])
             await self._multifs.refresh_space([key])
             await self.slots.put_quietly(key)
@@ -326,20 +328,22 @@ class Roster:
                     packs, size_bytes = await self._metadata.only_on(key)
                     if packs and not lost:
                         raise UsageError(only_there(name, packs, size_bytes))
+                    await self._write_without(cloud)
                 except BaseException:
                     self._multifs.set_cloud(key, before)
                     raise
             else:
                 packs, size_bytes = 0, 0
-            left = tuple(each for each in self.config.clouds if each.name != cloud.name)
-            await self._write(evolve(self.config, clouds=left))
+                await self._write_without(cloud)
             if is_used or is_drained:
-                await self._metadata.remove_cloud(key)
-                await forget_access(self._metadata, name)
-                await self.slots.forget(name)
-                await self._metadata.make_durable()
-                self._multifs.drop_cloud(key)
-                self._apart.pop(key, None)
+                # All of it: a cancellation in between would leave a cloud that is on the list and never used.
+                with trio.CancelScope(shield=True):
+                    await self._metadata.remove_cloud(key)
+                    await forget_access(self._metadata, name)
+                    await self.slots.forget(name)
+                    await self._metadata.make_durable()
+                    self._multifs.drop_cloud(key)
+                    self._apart.pop(key, None)
             degraded = await self._metadata.degraded_packs()
             return {"lost_packs": packs, "lost_bytes": size_bytes, "degraded": degraded, "drained": is_drained}
 
@@ -374,13 +378,18 @@ class Roster:
     async def _enter(self, cloud: CloudConfig, entry: CloudEntry) -> None:
         """Put a signed cloud on the list, with how it is opened, and use it."""
         access = access_of(cloud, dict(entry.settings.secrets))
-        if access is not None:
-            await store_access(self._metadata, cloud.name, access, self._keys, encrypted=self.config.encrypted)
-        await self._metadata.put_cloud(evolve(row_of(cloud), use=entry.use))
-        await self._metadata.make_durable()
-        self._multifs.set_cloud(CloudName(cloud.name), entry)
+        with trio.CancelScope(shield=True):  # never on the list without being used
+            if access is not None:
+                await store_access(self._metadata, cloud.name, access, self._keys, encrypted=self.config.encrypted)
+            await self._metadata.put_cloud(evolve(row_of(cloud), use=entry.use))
+            await self._metadata.make_durable()
+            self._multifs.set_cloud(CloudName(cloud.name), entry)
         if not self._multifs.is_up(CloudName(cloud.name)):
             await self._multifs.probe([CloudName(cloud.name)])
+
+    async def _write_without(self, cloud: CloudConfig) -> None:
+        left = tuple(each for each in self.config.clouds if each.name != cloud.name)
+        await self._write(evolve(self.config, clouds=left))
 
     async def _write(self, config: DriveConfig) -> None:
         await trio.to_thread.run_sync(store_clouds, config.clouds, self._paths)

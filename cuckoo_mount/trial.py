@@ -34,7 +34,7 @@ async def try_listed(
         await metadata.make_durable()
         trial = await multifs.ask(name, try_cloud, share, TRIAL_BYTES, deadline_s=TRIAL_DEADLINE_S)
     except BaseException:  # cancellation, too
-        writer.leave_intent(pack_id)
+        writer.leave_intent(pack_id, uploading_bytes=TRIAL_BYTES)
         raise
     if "delete" in {step.step for step in trial.steps}:
         await metadata.abandon_pack(pack_id)

@@ -171,7 +171,7 @@ class PackSender:
         except CuckooError:
             await self._writer.discard(built)
             raise
-        except trio.Cancelled:
+        except BaseException:  # a cancellation may come as a group of them
             self._writer.leave(built)
             raise
 

@@ -147,8 +147,9 @@ class CloudRequests:
                 self._note_given_up(cloud, watch)
             self._health.report(cloud, watch.request, known)
             raise known from None
-        except trio.Cancelled:
-            self._note_given_up(cloud, watch)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # a cancellation, perhaps as a group of them
+                self._note_given_up(cloud, watch)
             raise
         finally:
             self._under_way[cloud] -= 1

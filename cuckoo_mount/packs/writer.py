@@ -8,6 +8,7 @@ in the intents before its first byte is sent; and I-17 after a crash, by `recove
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.erasure import parity_path
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.policies import Policies
+from cuckoo_mount.multi.records import transfer_deadline_s
 from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
@@ -90,6 +92,7 @@ class PackWriter:
         self.staging_dir: Final = staging_dir
         self._begun: set[bytes] = set()
         self._left: set[bytes] = set()
+        self._sent_until_s: dict[bytes, float] = {}
 
     @property
     def clouds_up(self) -> frozenset[CloudName]:
@@ -143,9 +146,14 @@ class PackWriter:
         # Also when it was begun before: that call may have been cancelled before it was durable.
         await self._metadata.make_durable()
         policy = format_policy(built.policy)
-        shares = await self._multifs.put_pack(
-            built.pack_id, built.path, built.size_bytes, policy, built.share_digest, built.fragments
-        )
+        try:
+            shares = await self._multifs.put_pack(
+                built.pack_id, built.path, built.size_bytes, policy, built.share_digest, built.fragments
+            )
+        except BaseException as error:
+            if not isinstance(error, Exception):  # cancelled
+                self._note_abandoned(built.pack_id, built.size_bytes)
+            raise
         # From here on a cancellation waits: what is stored must be reported.
         self._begun.discard(built.pack_id)
         with trio.CancelScope(shield=True):
@@ -175,9 +183,18 @@ class PackWriter:
         """Give up a pack that is stored and was not finished: `withdraw_left` or the next mount clears it away."""
         self._left.add(stored.pack_id)
 
-    def leave_intent(self, pack_id: bytes) -> None:
-        """Have an intent that somebody else made cleared away by `withdraw_left` or the next mount."""
+    def leave_intent(self, pack_id: bytes, *, uploading_bytes: int = 0) -> None:
+        """Have an intent that somebody else made cleared away by `withdraw_left` or the next mount.
+
+        `uploading_bytes`: of an upload that was cancelled.
+        """
+        if uploading_bytes:
+            self._note_abandoned(pack_id, uploading_bytes)
         self._left.add(pack_id)
+
+    def _note_abandoned(self, pack_id: bytes, size_bytes: int) -> None:
+        """Do not withdraw the pack yet: a worker may go on with the upload, and would store it after we looked."""
+        self._sent_until_s[pack_id] = trio.current_time() + transfer_deadline_s(size_bytes)
 
     @property
     def left(self) -> frozenset[bytes]:
@@ -205,7 +222,10 @@ class PackWriter:
         writable = [name for name in self._multifs.names if not self._multifs.entry(name).read_only]
         if not all(self._multifs.is_up(name) for name in writable):
             return len(self._left)
+        now_s = trio.current_time()
         for pack_id in sorted(self._left):
+            if now_s < self._sent_until_s.get(pack_id, now_s):
+                continue
             if not await self._withdraw(pack_id):
                 break  # the same cloud would be asked for every one of them
         return len(self._left)
@@ -235,12 +255,15 @@ class PackWriter:
                 os.unlink(name)
 
     async def _withdraw(self, pack_id: bytes) -> bool:
+        if trio.current_time() < self._sent_until_s.get(pack_id, -math.inf):
+            return False
         self._multifs.forget_upload(pack_id)
         # The intent goes after the objects: until then it is what they are found by.
         confirmed = await self._multifs.withdraw(pack_id, shares=self.policies.most_shares)
         if confirmed:
             await self._metadata.abandon_pack(pack_id)
             self._left.discard(pack_id)
+            self._sent_until_s.pop(pack_id, None)
         return confirmed
 
 

@@ -157,11 +157,11 @@ class LoopThread(Generic[S]):
         with job.scope:
             try:
                 result = await job.function()
-            except trio.Cancelled:
-                job.future.set_exception(self._ended())
-                raise
             except Exception as error:
                 job.future.set_exception(error)
+            except BaseException:  # a cancellation, perhaps as a group of them
+                job.future.set_exception(self._ended())
+                raise
             else:
                 job.future.set_result(result)
 

@@ -292,7 +292,7 @@ async def test_what_changed_while_it_was_closed_is_stored_at_the_next_mount(
     monkeypatch.setenv("SECRET_HERE", "")
     before = place.access_texts()
     async with place.opened() as drive:
-        assert [cloud["state"] for cloud in drive.roster.listing()] == ["refused"]
+        assert [cloud["state"] for cloud in drive.roster.listing()] == ["needs-login"]
     assert place.access_texts() == before, "a secret that cannot be found changes nothing"
     monkeypatch.setenv("SECRET_HERE", f"{SECRET} ")
     async with place.opened():
