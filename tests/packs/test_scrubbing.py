@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -117,7 +117,9 @@ def _disturbed(drive: Drive, turn: int, disturb: Disturb, patch: pytest.MonkeyPa
     """Do it before job number `turn`; return what tells how many jobs there were."""
     run, count, is_disturbing = drive.pool.run, 0, False
 
-    async def disturbed(function: Callable[..., object], *args: object, **options: Any) -> object:
+    async def disturbed(
+        function: Callable[..., object], *args: object, **options: float | Callable[[], object]
+    ) -> object:
         nonlocal count, is_disturbing
         if not is_disturbing:  # the jobs of what disturbs do not count
             count += 1
@@ -125,7 +127,7 @@ def _disturbed(drive: Drive, turn: int, disturb: Disturb, patch: pytest.MonkeyPa
                 is_disturbing = True
                 await disturb(drive)
                 is_disturbing = False
-        return await run(function, *args, **options)
+        return await run(function, *args, **cast(Any, options))
 
     patch.setattr(drive.pool, "run", disturbed)
     return lambda: count
@@ -140,10 +142,12 @@ async def test_a_place_that_is_emptied_while_it_is_asked_proves_nothing(
         stored_objects(drive.clouds[A])[0].unlink()
         run, top = drive.pool.run, f"{drive.clouds[A].settings.url}/cuckoo"
 
-        async def emptied(function: Callable[..., object], *args: object, **options: Any) -> object:
+        async def emptied(
+            function: Callable[..., object], *args: object, **options: float | Callable[[], object]
+        ) -> object:
             if function is look_at_shares:
                 os.rename(top, f"{top}.away")
-            return await run(function, *args, **options)
+            return await run(function, *args, **cast(Any, options))
 
         monkeypatch.setattr(drive.pool, "run", emptied)
         found = await scrubber_of(drive).scrub(LOOK)
