@@ -64,6 +64,8 @@ def figures(found: Scrubbed) -> tuple[int, int, int, int, int]:
 
 # -- what happens meanwhile --
 
+JobOption = float | Callable[[], object]
+"""deadline_s, started: see `Pool.run`."""
 Disturb = Callable[[Drive], Awaitable[None]]
 
 
