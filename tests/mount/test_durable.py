@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,33 +40,25 @@ def other_disk(tmp_path: Path) -> Iterator[Disk]:
         yield disk
 
 
-class disk_in:
-    """A disk that has power, and writes nothing that nobody asks for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._disk = Disk(folder, "ext4", random.Random(0), ("commit=600,noauto_da_alloc",))
-
-    def __enter__(self) -> Disk:
-        self._disk.power_on()
-        return self._disk
-
-    def __exit__(self, *_: object) -> None:
-        self._disk.clear_away()
+@contextmanager
+def disk_in(folder: Path) -> Iterator[Disk]:
+    """Give a disk that has power, and writes nothing that nobody asks for."""
+    disk = Disk(folder, "ext4", random.Random(0), ("commit=600,noauto_da_alloc",))
+    try:
+        disk.power_on()
+        yield disk
+    finally:
+        disk.clear_away()
 
 
 def settle(*disks: Disk) -> None:
     """Make all durable that was done so far."""
     for disk in disks:
-        with closing(_Folder(disk.path)) as folder:
-            sync_file_system(folder.fd)
-
-
-class _Folder:
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def close(self) -> None:
-        os.close(self.fd)
+        folder = os.open(disk.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            sync_file_system(folder)
+        finally:
+            os.close(folder)
 
 
 def test_the_disk_loses_what_nobody_synced(disk: Disk) -> None:
