@@ -2,8 +2,8 @@
 folder.
 
 Used by the rest of cache/.  Loop thread only; calls are short local system calls, except `to_state`/`to_cache` across
-file systems, `sync`, `sync_all` and `free_removed`, which go to threads.  Descriptors are kept open up to a bound, least
-recently used first out.  A chunk lies at its own offset, so one pread serves neighbouring chunks.
+file systems, `sync`, `sync_all` and `free_removed`, which go to threads.  Descriptors are kept open up to a bound,
+least recently used first out.  A chunk lies at its own offset, so one pread serves neighbouring chunks.
 Invariants: I-13 (dirty files in the state folder), I-19 (unknown files are removed at mount).
 """
 

@@ -99,7 +99,7 @@ def _commits(folder: Path) -> int:
 def _git(folder: Path, *arguments: str) -> bytes:
     environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull, "HOME": os.devnull}
     settings = [word for key, value in _GIT_SETTINGS.items() for word in ("-c", f"{key}={value}")]
-    command = ["git", *settings, "-C", folder, *arguments]
+    command = ["git", *settings, "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
 
 

@@ -36,6 +36,7 @@ class PoweredMount(Mount):
         self._choose: Final = random.Random(seed)
         self._boot_id: Final = folder / "boot_id"
         self._flusher: Flusher | None = None
+        self._ending: list[int] = []
         self.cache_losses = 0
         self.deletes_cache = self.is_flushing = True
         self.disks: Final = [
@@ -138,7 +139,8 @@ class PoweredMount(Mount):
             time.sleep(0.001)
         for disk in self.disks:
             disk.cut()
-        for one in pids[1:]:
+        self._ending = pids[1:]
+        for one in self._ending:
             _signal(one, signal.SIGKILL)
         self._stop_flusher()
 
@@ -148,6 +150,10 @@ class PoweredMount(Mount):
             self._flusher = None
 
     def _boot_after_cut(self) -> None:
+        end = time.monotonic() + READY_TIMEOUT_S
+        while any(_is_alive(pid) for pid in self._ending):
+            assert time.monotonic() < end, "a worker does not end"
+            time.sleep(0.005)
         for disk in self.disks:
             disk.unplug()
         self._boot()
@@ -163,6 +169,13 @@ class PoweredMount(Mount):
 def _signal(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return _field(Path(f"/proc/{pid}"), 2) not in "ZX"
+    except OSError:
+        return False
 
 
 def _is_stopped(pid: int) -> bool:

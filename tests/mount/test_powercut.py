@@ -20,6 +20,7 @@ from tests.mount.conftest import finished_mount
 from tests.mount.crashing import SEED_VARIABLE, Trial
 from tests.mount.disks import can_cut_power
 from tests.mount.powercut import PoweredMount
+from tests.mount.stored import unexplained
 
 pytestmark = [
     pytest.mark.mount,
@@ -84,7 +85,9 @@ def cut_many(mount: PoweredMount, seed: int, cuts: int) -> None:
         trial.work_and_kill(number)
     print(trial.tally, mount.losses, f"cache lost {mount.cache_losses} times")
     assert mount.sync()["bytes"] == 0
+    mount.control("gc", keep=1)
     mount.umount()
+    assert unexplained(mount) == set()
     mount.delete_cache()
     mount.start()
     trial.compare_all()
