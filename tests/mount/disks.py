@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -113,8 +114,11 @@ class Disk:
             setattr(self.losses, name, getattr(self.losses, name) + count)
 
     def unplug(self) -> None:
-        """Forget the file system that was cut off; nobody uses it any more."""
-        _run("umount", str(self.path))
+        """Forget the file system that was cut off.  Waits for whoever still has something open there to end."""
+        end = time.monotonic() + PATIENCE_S
+        while not _try("umount", str(self.path)):
+            assert time.monotonic() < end, f"{self.path} is busy:\n{_users(self.path)}"
+            time.sleep(0.02)
         if self._server is not None:
             self._end("")
         _run("umount", str(self._device))
@@ -179,6 +183,22 @@ class Flusher:
         """Return when it has no file open any more."""
         self._over.set()
         self._thread.join()
+
+
+def _users(folder: Path) -> str:
+    """Return which processes have something open in a folder, a line each."""
+    found = set()
+    for link in (*Path("/proc").glob("[0-9]*/fd/*"), *Path("/proc").glob("[0-9]*/cwd")):
+        with suppress(OSError):
+            target = os.readlink(link)
+            if target.startswith(f"{folder}/") or target == str(folder):
+                command = Path("/proc", link.parts[2], "cmdline").read_bytes().replace(b"\0", b" ")
+                found.add(f"{link.parts[2]} {command!r}: {target}")
+    return "\n".join(sorted(found))
+
+
+def _try(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S, cwd="/").returncode == 0
 
 
 def _run(*command: str) -> None:

@@ -129,14 +129,17 @@ class PoweredMount(Mount):
 
     def _cut(self, pid: int) -> None:
         """The moment.  From here on no process of the daemon does anything."""
-        pids = [pid, *_descendants(pid)]
         for disk in self.disks:
             disk.hold()
-        for one in pids:
-            _signal(one, signal.SIGSTOP)
+        pids: list[int] = []
         end = time.monotonic() + 1.0
-        while not all(_is_stopped(one) for one in pids) and time.monotonic() < end:
-            time.sleep(0.001)
+        # The daemon may just be starting a worker.
+        while found := [one for one in (pid, *_descendants(pid)) if one not in pids]:
+            pids += found
+            for one in found:
+                _signal(one, signal.SIGSTOP)
+            while not all(_is_stopped(one) for one in found) and time.monotonic() < end:
+                time.sleep(0.001)
         for disk in self.disks:
             disk.cut()
         self._ending = pids[1:]
