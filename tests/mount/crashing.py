@@ -82,6 +82,11 @@ def end_all(workers: list[subprocess.Popen[bytes]]) -> None:
     assert not late, "they did not notice that the mount ended"
 
 
+def _wait_a_little(worker: subprocess.Popen[bytes]) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(0.01)
+
+
 class Disturber:
     """Sends and evicts everything, again and again, while the work goes on."""
 
@@ -205,8 +210,10 @@ class Trial:
         while not all((journals / name).exists() and (journals / name).stat().st_size > 500 for name in self.threads):
             assert time.monotonic() < end, "the work does not begin"
             assert all(worker.poll() is None for worker in workers[: len(KINDS)]), "the work ended before the kill"
-            with suppress(subprocess.TimeoutExpired):
-                workers[0].wait(0.01)
+            _wait_a_little(workers[0])
+        while not all(committing.promised(journals / kind) for kind in self.programs):
+            assert time.monotonic() < end, "no program commits"
+            _wait_a_little(workers[0])
 
     def _count(self, status: dict[str, dict[str, int]]) -> None:
         tally = self.tally

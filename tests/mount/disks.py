@@ -115,13 +115,10 @@ class Disk:
 
     def unplug(self) -> None:
         """Forget the file system that was cut off.  Waits for whoever still has something open there to end."""
-        end = time.monotonic() + PATIENCE_S
-        while not _try("umount", str(self.path)):
-            assert time.monotonic() < end, f"{self.path} is busy:\n{_users(self.path)}"
-            time.sleep(0.02)
+        _umount(self.path)
         if self._server is not None:
             self._end("")
-        _run("umount", str(self._device))
+        _umount(self._device)  # the loop device lets go of it a little later
 
     def cut_and_boot(self) -> None:
         """Cut the power when nobody has anything open there, and start again."""
@@ -183,6 +180,13 @@ class Flusher:
         """Return when it has no file open any more."""
         self._over.set()
         self._thread.join()
+
+
+def _umount(folder: Path) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not _try("umount", str(folder)):
+        assert time.monotonic() < end, f"{folder} is busy:\n{_users(folder)}"
+        time.sleep(0.02)
 
 
 def _users(folder: Path) -> str:
