@@ -102,8 +102,9 @@ def cut_many(mount: PoweredMount, seed: int, cuts: int) -> None:
     assert tally.evicted_bytes > 0
 
 
-def test_power_cut_after_the_unmount(powered: PoweredMount) -> None:
-    """What came from clouds is never synced while it comes; who ends in order says that it may be believed."""
+@pytest.mark.parametrize("is_unmounted", [True, False])
+def test_what_came_from_clouds(powered: PoweredMount, *, is_unmounted: bool) -> None:
+    """Nothing syncs it while it comes, and its row may be durable before it; who ends in order says: believe it."""
     powered.is_flushing = powered.deletes_cache = False
     data = random.Random(1).randbytes(2_500_000)
     powered.start()
@@ -113,12 +114,41 @@ def test_power_cut_after_the_unmount(powered: PoweredMount) -> None:
     powered.delete_cache()
     powered.start()
     assert (powered.path / "file").read_bytes() == data
-    powered.umount()
-    powered.cut_while_unmounted()
+    if is_unmounted:
+        powered.umount()
+        powered.cut_while_unmounted()
+    else:
+        write_and_sync(powered.path / "other", b"its fsync brings all rows to the disk")
+        powered.kill()
     powered.start()
     assert (powered.path / "file").read_bytes() == data
 
 
+def test_the_only_copy_stays_until_its_row_is_gone_for_good(powered: PoweredMount) -> None:
+    """The disk stores the names and sizes of local files at once, and the metadata when they are synced."""
+    powered.is_flushing = False
+    data = random.Random(1).randbytes(200_000)
+    powered.start()
+    for name in ("cut", "removed"):
+        write_and_sync(powered.path / name, data)
+    os.truncate(powered.path / "cut", 5000)
+    (powered.path / "removed").unlink()
+    write_and_sync(powered.disks[0].path / "brings names and sizes to the disk", b"")
+    powered.kill()
+    powered.start()
+    assert (powered.path / "cut").read_bytes() in (data[:5000], data)
+    assert not (powered.path / "removed").exists() or (powered.path / "removed").read_bytes() == data
+
+
+def write_and_sync(path: Path, data: bytes) -> None:
+    """Make a file, and return when it is promised to stay."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@pytest.mark.long
 def test_power_cut_while_a_drive_is_made(powered: PoweredMount, seed: int) -> None:
     """The next mount takes what is there of it, or makes it again."""
     choose = random.Random(seed)
