@@ -97,12 +97,15 @@ class Disk:
         _run("mount", "-t", self._kind, "-o", options, str(self._device / "disk"), str(self.path))
 
     def hold(self) -> None:
-        """The moment of a cut: from now on nothing is written, and whoever waits for the disk goes on waiting."""
+        """Return after the moment of a cut: nothing is written any more, and who waits for the disk goes on waiting.
+
+        It comes as soon as there is something to lose in the disk's cache.
+        """
         server = self._server
         assert server is not None, "it has no power"
         assert server.stdin is not None
         assert server.stdout is not None
-        server.stdin.write("hold\n")
+        server.stdin.write(f"hold {self._choose.choice((1, 1, 2, 5))}\n")
         server.stdin.flush()
         assert server.stdout.readline() == "held\n", "the disk does not obey"
 

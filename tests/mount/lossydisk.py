@@ -1,10 +1,12 @@
 """A disk with a write cache that a power cut empties: one file of a FUSE file system, to be made a loop device.
 
 A program of its own, `python -m tests.mount.lossydisk IMAGE FOLDER`, started by disks.py.  It prints "ready" when the
-file FOLDER/disk is there.  What is written lies in the cache until the next flush.  After the line "hold" on standard
-input it answers nothing any more: that is the moment of the cut.  Then the line "cut SEED" throws away what was not
-flushed, by dice: each block of `BLOCK` bytes of each write is dropped or kept.  It prints how they fell, as JSON, and
-ends at once.  At the end of its input it ends as well, and nothing is lost.
+file FOLDER/disk is there.  What is written lies in the cache until the next flush.
+
+The line "hold N" on standard input announces a cut: it comes when N writes are not flushed, or after `PATIENCE_S`.
+From that moment on nothing is answered; the program prints "held".  Then the next line, a seed, throws away what was
+not flushed, by dice: each block of `BLOCK` bytes of each write is dropped or kept.  It prints how they fell, as JSON,
+and ends at once.  At the end of its input it ends as well, and nothing is lost.
 
 Every request is one step of the loop, so that a flush covers exactly the writes that were answered before it.
 """
@@ -15,7 +17,7 @@ import json
 import os
 import random
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 import pyfuse3
 import trio
@@ -23,6 +25,7 @@ import trio
 BLOCK: Final = 4096
 """What a disk writes wholly or not at all; file systems rely on it for their superblock."""
 NAME: Final = b"disk"
+PATIENCE_S: Final = 0.3
 _INODE: Final = 2
 _FOREVER_S: Final = 86_400.0
 
@@ -34,6 +37,8 @@ class WriteCache:
         self.fd: Final = os.open(image, os.O_RDWR | os.O_CLOEXEC)
         self.size_bytes: Final = os.fstat(self.fd).st_size
         self.flushes = 0
+        self.holds_at = 0
+        """How many writes that are not flushed bring the cut; 0: none is announced."""
         self._unflushed: list[tuple[int, bytes, bytes]] = []
 
     def read(self, offset: int, size: int) -> bytes:
@@ -46,7 +51,16 @@ class WriteCache:
         after = before[: offset - start] + data + before[offset - start + len(data) :]
         os.pwrite(self.fd, data, offset)
         self._unflushed.append((start, before, after))
+        if 0 < self.holds_at <= len(self._unflushed):
+            self.hold()
         return len(data)
+
+    def hold(self) -> NoReturn:
+        """Do nothing any more but what is asked on standard input; blocks, so that no request is served."""
+        print("held", flush=True)
+        if seed := sys.stdin.readline():
+            print(json.dumps(self.cut(random.Random(seed))), flush=True)
+        os._exit(0)  # the kernel takes the mount down with us
 
     def flush(self) -> None:
         self.flushes += 1
@@ -119,13 +133,14 @@ class LossyDisk(pyfuse3.Operations):
         """Nothing to do."""
 
 
-async def _obey(cache: WriteCache) -> None:
+async def _obey(cache: WriteCache) -> NoReturn:
     await trio.lowlevel.wait_readable(sys.stdin.fileno())
-    # From here on nothing is awaited, so that no request is served.
-    if sys.stdin.readline() == "hold\n":
-        print("held", flush=True)
-        print(json.dumps(cache.cut(random.Random(sys.stdin.readline()))), flush=True)
-    os._exit(0)  # the kernel takes the mount down with us
+    words = sys.stdin.readline().split()
+    if words[:1] != ["hold"]:
+        os._exit(0)
+    cache.holds_at = int(words[1])
+    await trio.sleep(PATIENCE_S)
+    cache.hold()
 
 
 async def _serve(cache: WriteCache) -> None:
