@@ -15,6 +15,7 @@ import json
 import os
 import random
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -45,7 +46,8 @@ _WRITE_OUT: Final = 2
 
 def can_cut_power() -> bool:
     """Return whether disks can be made here."""
-    return os.geteuid() == 0 and os.access("/dev/loop-control", os.R_OK | os.W_OK) and os.access("/dev/fuse", os.R_OK)
+    devices = all(os.access(device, os.R_OK | os.W_OK) for device in ("/dev/fuse", "/dev/loop-control"))
+    return devices and os.geteuid() == 0 and shutil.which("mkfs.ext4") is not None
 
 
 @define

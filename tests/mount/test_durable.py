@@ -23,7 +23,7 @@ from tests.mount.disks import Disk, can_cut_power
 pytestmark = [
     pytest.mark.mount,
     pytest.mark.slow,
-    pytest.mark.skipif(not can_cut_power(), reason="only root may mount a file system on a loop device"),
+    pytest.mark.skipif(not can_cut_power(), reason="it takes root, a loop device and mkfs.ext4"),
 ]
 INO = InodeNo(7)
 
