@@ -7,28 +7,26 @@ knows all layers.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
 
 import trio
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
-from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
+from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.multi.health import Condition, Health
+from cuckoo_mount.multi.health import USABLE, Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.policies import Policies
-from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.repacking import is_repacking, load_policies
@@ -41,15 +39,19 @@ from cuckoo_mount.preparing import (
     MEETING_S,
     WRITING,
     Terms,
+    cache_limits,
     join_clouds,
     known_clouds,
     open_metadata,
     read_ledger,
+    settled_config,
 )
+from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
 from cuckoo_mount.rules import Rules, clouds_wanted, places_of, space_of
+from cuckoo_mount.scrubbing import DriveScrubber, open_scrubber
 from cuckoo_mount.slots import DriveSlots
-from cuckoo_mount.workers import open_worker_pool
+from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
@@ -81,10 +83,14 @@ class Drive:
         filesystem: PartedFS,
         collector: Collector,
         engine: EpochEngine,
+        scrubber: DriveScrubber,
         rules: Rules,
         terms: Terms,
+        pool: WorkerPool,
+        writer: PackWriter,
     ) -> None:
         self.roster: Final = roster
+        self.scrubber: Final = scrubber
         self.slots: Final = slots
         self.rules: Final = rules
         self.filesystem: Final = filesystem
@@ -94,6 +100,18 @@ class Drive:
         self._collector = collector
         self._engine = engine
         self._terms = terms
+        self.drainer: Final = Drainer(
+            roster,
+            metadata,
+            multifs,
+            pool,
+            writer,
+            collector,
+            engine,
+            drive_id=roster.config.drive_id,
+            may_write=self._may_write,
+        )
+        self.rebalancer: Final = Rebalancer(metadata, multifs, writer, collector, engine, may_write=self._may_write)
 
     @property
     def config(self) -> DriveConfig:
@@ -153,8 +171,7 @@ class Drive:
             self._cache.retry_sending()
 
     def _state(self) -> str:
-        conditions = [cloud.state for cloud in self._multifs.statistics()]
-        good = [condition == Condition.OK.value for condition in conditions]
+        good = [Condition(cloud.state) in USABLE for cloud in self._multifs.statistics()]
         if not self._terms.writing or self._engine.refused:
             return "read-only"
         if not any(good):
@@ -186,7 +203,7 @@ class Drive:
                 "packs_sent": cache.packs_sent,
                 "last_error": cache.last_error,
             },
-            "clouds": [asdict(cloud) for cloud in self._multifs.statistics()],
+            "clouds": [asdict(cloud) for cloud in (*self._multifs.statistics(), *self.roster.apart())],
             "packs": {
                 "count": held.packs,
                 "live_bytes": held.pack_live_bytes,
@@ -195,6 +212,7 @@ class Drive:
                 "repacking": await is_repacking(self._metadata),
             },
             "files": held.inodes,
+            "scrub": await self.scrubber.last(),
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
 
@@ -212,15 +230,17 @@ class Drive:
     async def run_housekeeping(self) -> None:
         """Look after the clouds, the epochs on them, and dead packs, until cancelled.
 
-        An idle drive makes at most about one request per minute and cloud.
+        An idle drive makes at most about one request per minute and cloud.  Nothing here waits for its turn: that would
+        keep the claim from being renewed while packs are moved or a cloud is cleared.
         """
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             if self._may_write():
-                await self.roster.sign_new()
+                if not self.roster.lock.locked():
+                    await self.roster.sign_new()
                 await self._engine.look_after()
-            if self._may_write():
+            if self._may_write() and not self._collector.is_busy:
                 await self.collect(thorough=False)
 
     def check_writable(self) -> None:
@@ -279,7 +299,7 @@ async def open_drive(
         joined = await join_clouds(joining, multifs, config, paths, terms)
         metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
-        config = await _settled(config, metadata)
+        config = await settled_config(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
         policies.set_default(config.redundancy)
@@ -310,7 +330,7 @@ async def open_drive(
             writer,
             state_folder=paths.state,
             cache_folder=paths.cache,
-            limits=_limits(config, paths, metadata),
+            limits=cache_limits(config, paths, metadata),
             digest=keys.chunk_digest,
             ticks=ticks,
         )
@@ -340,12 +360,16 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
+        scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
         rules = Rules(metadata, multifs, roster, policies, durability)
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, rules, terms)
+        drive = Drive(
+            roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, rules, terms, pool, writer
+        )
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(drive.run_housekeeping)
             if terms.writing:
                 nursery.start_soon(engine.run)
+                nursery.start_soon(drive.drainer.run)
             try:
                 yield drive
             finally:
@@ -362,34 +386,9 @@ async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
     """Look which clouds are there, for a short while: whoever comes later is met by the housekeeping."""
     await roster.load(writing=terms.writing)
     with trio.move_on_after(MEETING_S) as scope:
-        unknown = [cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value]
-        await multifs.probe(unknown)
+        await multifs.probe([cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value])
         if terms.writing:
             await roster.sign_new()
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
-    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
-    redundancy = await metadata.get_setting("redundancy") or config.redundancy
-    if parse_policy(redundancy) != parse_policy(config.redundancy):
-        log.warning(
-            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
-        )
-    encrypted = await metadata.get_setting("encryption") != "none"
-    encrypted = await metadata.get_setting("encryption") != "none"
-    if encrypted != config.encrypted:
-        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
-    return evolve(config, redundancy=redundancy, encrypted=encrypted)
-
-
-def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
-    """Return the cache's limits: as configured, and at most half of what is free besides what is held already."""
-    status = os.statvfs(paths.state)
-    held = metadata.statistics()
-    free = status.f_bavail * status.f_frsize
-    share = held.dirty_bytes + held.clean_bytes + free // 2
-    limit = max(16 << 20, min(config.cache_limit_bytes, share))
-    return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))

@@ -48,7 +48,10 @@ class WritableClouds(Clouds, Protocol):
         """Return `job(settings, *args)`.  Raises: CloudError."""
 
     def takes_objects(self, name: CloudName) -> bool:
-        """Return whether the user lets something be stored there."""
+        """Return whether packs and epochs are stored there."""
+
+    def loses_objects(self, name: CloudName) -> bool:
+        """Return whether something may be deleted there."""
 
 
 @frozen(slots=True)

@@ -11,10 +11,10 @@ from attrs import evolve
 
 from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.multi.health import Health
-from cuckoo_mount.multi.placement import UNKNOWN_ROOM_BYTES, CloudState, room_bytes, usable_bytes
+from cuckoo_mount.multi.placement import UNKNOWN_ROOM_BYTES, CloudState, is_wanted, room_bytes, usable_bytes
 from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.multi.redundancy import Policy
-from cuckoo_mount.types import CloudName
+from cuckoo_mount.types import CloudName, CloudUse
 
 
 class Rooms:
@@ -95,7 +95,7 @@ class Rooms:
         """Return the plain bytes that fit in all and still, stored as `policy` wants.  Clouds count even if down."""
         free, total = [], []
         for state in self.states():
-            if state.is_read_only:
+            if not is_wanted(state):
                 continue
             room = room_bytes(state)
             room = UNKNOWN_ROOM_BYTES if room is None else room
@@ -108,8 +108,10 @@ class Rooms:
         return CloudState(
             name=name,
             is_up=self._health.is_up(name),
-            is_full=self._health.is_full(name),
+            is_full=self._health.takes_nothing(name),
+            is_slow=not self._health.is_well(name) or self._health.is_suspect(name),
             is_read_only=entry.read_only,
+            is_no_new=entry.use is not CloudUse.NORMAL,
             placed_bytes=self.usage(name)[1] + under_way,
             capacity_bytes=entry.capacity_bytes,
             free_bytes=None if space is None else max(0, space.free_bytes - under_way),

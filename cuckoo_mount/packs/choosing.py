@@ -90,9 +90,9 @@ def _choose_some(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]
         part = fullness(pack, pack_size_bytes)
         if pack.number not in taken and part < 1 / SMALL:
             tiers.setdefault(math.floor(math.log(part, MERGE_COUNT)), []).append(pack)
-    batches = _fill(sparse, pack_size_bytes)
+    batches = fill_batches(sparse, pack_size_bytes)
     for _, members in sorted(tiers.items()):
-        batches += [batch for batch in _fill(members, pack_size_bytes) if len(batch) >= MERGE_COUNT]
+        batches += [batch for batch in fill_batches(members, pack_size_bytes) if len(batch) >= MERGE_COUNT]
     return batches
 
 
@@ -109,11 +109,11 @@ def _choose_all(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
     taken = {pack.number for pack in sparse}
     small = [pack for pack in packs if pack.number not in taken and fullness(pack, pack_size_bytes) < 1 / SMALL]
     # Together, so that sparse ones and small ones fill each other up; alone a small one is not written again.
-    batches = _fill(sorted([*sparse, *small], key=lambda pack: pack.number), pack_size_bytes)
+    batches = fill_batches(sorted([*sparse, *small], key=lambda pack: pack.number), pack_size_bytes)
     return [batch for batch in batches if len(batch) > 1 or batch[0].number in taken]
 
 
-def _fill(packs: Iterable[PackFill], pack_size_bytes: int) -> list[Batch]:
+def fill_batches(packs: Iterable[PackFill], pack_size_bytes: int) -> list[Batch]:
     """Part packs into batches that are at most one full pack, keeping the order: neighbours stay neighbours."""
     batches: list[Batch] = []
     batch: list[PackFill] = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -131,6 +132,37 @@ class Collector:
             objects_deleted=deleted,
             objects_young=young,
         )
+
+    async def heal_all(self) -> int:
+        """Heal whatever can be healed now, also what could not be read before; return how many packs were written anew.
+
+        Checkpoint; may be cancelled anywhere.  Raises: MetadataError.
+        """
+        async with self.alone():
+            healed = 0
+            while more := await self._healer.heal_some():
+                healed += more
+        return healed
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is collected or moved just now."""
+        return self._lock.locked()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Compactor]:
+        """Have the compactor inside the `with`, while nothing is collected."""
+        async with self._lock:
+            self._compactor.failed.clear()
+            self._compactor.unreachable.clear()
+            yield self._compactor
+
+    async def delete_dead(self, oldest_kept_epoch: OldestKept) -> Garbage:
+        """Delete all dead packs that no kept epoch refers to, and what failed uploads left.  As `collect` otherwise."""
+        async with self._lock:
+            await self._writer.withdraw_left()
+            await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.policies.most_shares)
+            return await self._delete_dead(await oldest_kept_epoch(), thorough=True)
 
     async def _delete_dead(self, oldest_kept_epoch: int | None, *, thorough: bool) -> Garbage:
         """Delete dead packs, a page after the other; the next run goes on where one ended that met a silent cloud."""

@@ -19,7 +19,7 @@ from cuckoo_mount.errors import CuckooError, DataTimeout, DataUnavailable, Metad
 from cuckoo_mount.multi.redundancy import parse_policy, shares_needed
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
 from cuckoo_mount.packs.choosing import Batch
-from cuckoo_mount.packs.compactjobs import save_runs
+from cuckoo_mount.packs.compactjobs import one_by_one, save_runs
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter, StoredPack
 from cuckoo_mount.types import Location, PackFill, PackNo, PackRow, StoredVersion, VersionNo
@@ -133,7 +133,14 @@ class Compactor:
 
     async def _save(self, locations: Sequence[Location], path: str, start: int) -> None:
         for run in save_runs(locations, path, start):
-            await self._reader.save_run(run)
+            try:
+                await self._reader.save_run(run)
+            except DataUnavailable:
+                if len(run.locations) == 1:
+                    raise
+                # No share has all of it right, but each chunk may be right in one or another.
+                for alone in one_by_one(run):
+                    await self._reader.save_run(alone)
 
     async def _replace(self, batch: Batch, built: BuiltPack, living: Collection[StoredVersion]) -> bool:
         """Store a new pack, and let the versions that still live be in it."""

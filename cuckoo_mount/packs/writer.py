@@ -18,6 +18,7 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.catalogue import PackCatalogue
+from cuckoo_mount.errors import CloudUnavailable
 from cuckoo_mount.format import ID_BYTES
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.erasure import parity_path
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 BUILD_DEADLINE_S: Final = 120.0
 """Sealing takes a fraction of a second; the rest is for a disk that is busy flushing."""
+QUIET_S: Final = 60.0
+QUIET_POLL_S: Final = 0.1
 
 
 @frozen(slots=True)
@@ -180,6 +183,18 @@ class PackWriter:
     def left(self) -> frozenset[bytes]:
         """The packs that were given up and wait for `withdraw_left`: all other intents are on their way."""
         return frozenset(self._left)
+
+    async def wait_until_quiet(self, deadline_s: float = QUIET_S) -> None:
+        """Return when no pack that was begun before this call is on its way any more.  Raises: CloudUnavailable."""
+        begun = await self._under_way()
+        with trio.move_on_after(deadline_s) as scope:
+            while begun & await self._under_way():  # noqa: ASYNC110 (rows tell nobody when they go)
+                await trio.sleep(QUIET_POLL_S)
+        if scope.cancelled_caught:
+            raise CloudUnavailable("packs are still on their way to clouds; try again when `cuckoo sync` has ended")
+
+    async def _under_way(self) -> set[bytes]:
+        return set(await self._metadata.pack_intents()) - self._left
 
     async def withdraw_left(self) -> int:
         """Try again to withdraw what was given up while a cloud did not answer; return how many packs wait still.

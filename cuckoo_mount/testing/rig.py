@@ -68,7 +68,13 @@ class HeldPool:
         """Start what waits."""
         self._open.set()
 
-    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        started: Callable[[], object] = lambda: None,
+    ) -> T:
         """Return function(*args), run in a thread.  Checkpoint."""
         if not self._held or function.__name__ in self._held:
             self.waiting += 1
@@ -76,6 +82,7 @@ class HeldPool:
                 await self._open.wait()
             finally:
                 self.waiting -= 1
+        started()
         return await trio.to_thread.run_sync(function, *args)
 
 

@@ -286,7 +286,7 @@ async def test_a_hanging_worker_pool_ends_at_the_deadline(
     await setup.multifs.probe()
     shares = await setup.put()
 
-    async def hang(*args: object, deadline_s: float) -> bytes:
+    async def hang(*args: object, **limits: object) -> bytes:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -342,7 +342,7 @@ async def test_clouds_come_change_and_go(tmp_path: Path) -> None:
     setup.multifs.set_cloud(b, entry)
     assert [share.cloud for share in await setup.put("2", b"2" * 16)] == ["a", "b"], "it is probed when it is wanted"
     setup.multifs.set_cloud(b, evolve(entry, trouble="the variable SECRET is not set"))
-    assert (await setup.multifs.probe())[b] is Condition.REFUSED
+    assert (await setup.multifs.probe())[b] is Condition.NEEDS_LOGIN
     assert "SECRET" in setup.multifs.statistics()[1].last_error
     assert [share.cloud for share in await setup.put("2", b"3" * 16)] == ["a"]
     setup.multifs.set_cloud(b, evolve(entry, read_only=True))

@@ -333,8 +333,8 @@ async def test_one_bad_cloud_in_workers(tmp_path: Path, monkeypatch: pytest.Monk
         reader = PackReader(catalogue, multifs, KEYS, DRIVE, encrypted=True, deadline_s=6.0)
         assert [await reader.read(location) for location in locations(built, number)] == CONTENTS
         a, _ = multifs.statistics()
-        assert a.errors > 0
-        assert a.last_error
+        # What hangs is overtaken, not waited for; whether it is down is for the next probe to say.
+        assert (a.hedged, a.errors) == (1, 0) if action == "hang" else (a.errors > 0 and a.last_error)
 
 
 @pytest.mark.slow
