@@ -118,7 +118,7 @@ class ChunkCache:
                 nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await self._checkpointer.checkpoint()
-                await end_session(self._metadata)
+                await end_session(self._metadata, self._content.files)
         finally:
             self._content.files.close()
 

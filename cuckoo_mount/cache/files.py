@@ -2,8 +2,8 @@
 folder.
 
 Used by the rest of cache/.  Loop thread only; calls are short local system calls, except `to_state`/`to_cache` across
-file systems, `sync` and `free_removed`, which go to threads.  Descriptors are kept open up to a bound, least recently
-used first out.  A chunk lies at its own offset, so one pread serves neighbouring chunks.
+file systems, `sync`, `sync_all` and `free_removed`, which go to threads.  Descriptors are kept open up to a bound,
+least recently used first out.  A chunk lies at its own offset, so one pread serves neighbouring chunks.
 Invariants: I-13 (dirty files in the state folder), I-19 (unknown files are removed at mount).
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,8 @@ LARGE_BYTES: Final = 1 << 20
 """With so much on the disk a file that was removed is closed in a thread: a disk takes up to milliseconds for each
 extent, and a file that was written here and there has thousands of them."""
 _FOLDERS: Final = 256
+_COPYING: Final = ".copying"
+"""Ends the name of a file that is being copied to the other file system."""
 _SECTOR_BYTES: Final = 512
 """What st_blocks counts."""
 
@@ -58,11 +60,16 @@ class LocalFiles:
         self._open: OrderedDict[InodeNo, LocalFile] = OrderedDict()
         self._removed: list[int] = []
         """Descriptors of large files that have no name any more: the last close gives their room back."""
+        self._renamed: dict[InodeNo, int] = {}
+        """Files moved to the state folder since they were synced: fdatasync brings no new name to the disk.  The
+        number is that of the move."""
+        self._moves = 0
         for folder in (state_folder, cache_folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for number in range(_FOLDERS):
                 (folder / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
         self._state_fd = os.open(state_folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._cache_fd = os.open(cache_folder, os.O_RDONLY | os.O_DIRECTORY)
         self.same_file_system: Final = os.stat(state_folder).st_dev == os.stat(cache_folder).st_dev
 
     def path(self, ino: InodeNo, *, in_state: bool) -> str:
@@ -117,7 +124,7 @@ class LocalFiles:
         source, target = self.path(file.ino, in_state=not in_state), self.path(file.ino, in_state=in_state)
         if self.same_file_system:
             os.rename(source, target)
-            file.in_state = in_state
+            self._note_moved(file, in_state=in_state)
             return
         if file.moving is not None:
             await file.moving.wait()
@@ -130,17 +137,25 @@ class LocalFiles:
             os.dup2(fd, file.fd, inheritable=False)
             os.close(fd)
             os.unlink(source)
-            file.in_state = in_state
+            self._note_moved(file, in_state=in_state)
         finally:
             file.pins -= 1
             file.moving.set()
             file.moving = None
+
+    def _note_moved(self, file: LocalFile, *, in_state: bool) -> None:
+        file.in_state = in_state
+        self._renamed.pop(file.ino, None)
+        if in_state:
+            self._moves += 1
+            self._renamed[file.ino] = self._moves
 
     def remove(self, ino: InodeNo) -> None:
         """Delete the inode's file; none is no error.  The commit that stopped referring to it is durable (I-5).
 
         The room of a large one comes back at `free_removed`.
         """
+        self._renamed.pop(ino, None)
         file = self._open.pop(ino, None)
         if file is not None and file.pins:
             self._open[ino] = file
@@ -164,24 +179,51 @@ class LocalFiles:
                 await trio.to_thread.run_sync(_close_each, removed)
 
     async def sync(self, files: Sequence[LocalFile]) -> None:
-        """Return when the bytes written to these files are on the disk.  Checkpoint; cannot be cancelled meanwhile.
+        """Return when the bytes written to these files, and their names if they were moved to the state folder, are on
+        the disk.  Checkpoint; cannot be cancelled meanwhile.
 
         Raises: OSError as fdatasync(2).
         """
         if not files:
             await trio.lowlevel.checkpoint()
             return
+        moves = {file.ino: self._renamed[file.ino] for file in files if file.ino in self._renamed}
+        folders = {os.path.dirname(self.path(ino, in_state=True)) for ino in moves}
         for file in files:
             file.pins += 1
         try:
-            await trio.to_thread.run_sync(_sync_each, [file.fd for file in files])
+            await trio.to_thread.run_sync(_sync_each, [file.fd for file in files], folders)
         finally:
             for file in files:
                 file.pins -= 1
+        self._note_synced(moves)
 
-    async def sync_all(self) -> None:
-        """Return when everything written to the state folder's file system is on the disk.  Raises: OSError."""
+    async def sync_all(self, *, with_cache: bool = False) -> None:
+        """Return when everything written to the state folder's file system is on the disk; `with_cache`: and to that of
+        the cache folder.  Raises: OSError."""
+        moves = dict(self._renamed)
         await trio.to_thread.run_sync(sync_file_system, self._state_fd)
+        self._note_synced(moves)
+        if with_cache and not self.same_file_system:
+            await trio.to_thread.run_sync(sync_file_system, self._cache_fd)
+
+    def _note_synced(self, moves: Mapping[InodeNo, int]) -> None:
+        for ino, move in moves.items():
+            if self._renamed.get(ino) == move:
+                del self._renamed[ino]
+
+    def remove_copies(self) -> None:
+        """Remove what a crash left of moves between two file systems: copies that were not finished, and files in the
+        cache folder that are in the state folder, too.  At mount, before any file is open."""
+        for number in range(_FOLDERS):
+            names = [set(os.listdir(base / f"{number:02x}")) for base in (self._state, self._cache)]
+            for base, found in zip((self._state, self._cache), names, strict=True):
+                for name in found:
+                    if name.endswith(_COPYING):
+                        os.unlink(base / f"{number:02x}" / name)
+            for name in names[0] & names[1]:
+                if not name.endswith(_COPYING):
+                    os.unlink(self._cache / f"{number:02x}" / name)
 
     def inodes(self, *, in_state: bool) -> Iterator[InodeNo]:
         """Yield the inode number of every local file in the state or the cache folder; other files are skipped."""
@@ -203,7 +245,8 @@ class LocalFiles:
         self._removed.clear()
         if self._state_fd >= 0:
             os.close(self._state_fd)
-            self._state_fd = -1
+            os.close(self._cache_fd)
+            self._state_fd = self._cache_fd = -1
 
 
 def _is_large(status: os.stat_result) -> bool:
@@ -215,14 +258,20 @@ def _close_each(descriptors: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _sync_each(descriptors: Sequence[int]) -> None:
+def _sync_each(descriptors: Sequence[int], folders: Iterable[str]) -> None:
     for fd in descriptors:
         os.fdatasync(fd)
+    for folder in folders:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _copy_sparse(source: str, target: str) -> None:
-    """Copy with holes kept, durable, visible under its name only when complete."""
-    temporary = f"{target}.copying"
+    """Copy with holes kept, visible under its name only when complete and durable; the name itself is not yet."""
+    temporary = f"{target}{_COPYING}"
     with open(source, "rb") as reader, open(temporary, "wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         position = 0

@@ -22,6 +22,8 @@ from cuckoo_mount.types import InodeNo
 log = logging.getLogger(__name__)
 _MARKER: Final = "cuckoo-cache-id"
 _BOOT_SHIFT: Final = 40
+boot_id_file = Path("/proc/sys/kernel/random/boot_id")
+"""What tells one boot of the machine from another; for tests, another file."""
 _BATCH: Final = 200
 
 
@@ -34,7 +36,7 @@ async def begin_session(metadata: Metadata, cache_folder: Path) -> tuple[int, in
     of the two was restored from a backup).
     """
     session = int(await metadata.get_local("session") or 0) + 1
-    boot_id = _read_text(Path("/proc/sys/kernel/random/boot_id")).strip()
+    boot_id = _read_text(boot_id_file).strip()
     was_clean = await metadata.get_local("clean") != "0"
     rebooted = await metadata.get_local("boot_id") != boot_id
     unverified = int(await metadata.get_local("unverified_tick") or 0)
@@ -58,8 +60,13 @@ async def begin_session(metadata: Metadata, cache_folder: Path) -> tuple[int, in
     return (session << _BOOT_SHIFT) + 1, unverified
 
 
-async def end_session(metadata: Metadata) -> None:
-    """Record that everything is in order; the caller has made a checkpoint.  Durable when this returns."""
+async def end_session(metadata: Metadata, files: LocalFiles) -> None:
+    """Record that everything is in order; the caller has made a checkpoint.  Durable when this returns.
+
+    The next mount believes then what is cached, also if the machine loses its power in between; so that goes to the
+    disk first, what came from clouds included, which nothing has synced (I-4).
+    """
+    await files.sync_all(with_cache=True)
     await metadata.set_local("clean", "1")
     await metadata.make_durable()
 
@@ -67,6 +74,7 @@ async def end_session(metadata: Metadata) -> None:
 async def recover_files(metadata: Metadata, files: LocalFiles, aside_folder: Path) -> None:
     """Remove what nothing refers to, forget what is no longer here, purge nodes without names."""
     _empty_folder(aside_folder)
+    files.remove_copies()
     for ino in await metadata.orphans():
         await metadata.purge_inode(ino)
     await metadata.make_durable()

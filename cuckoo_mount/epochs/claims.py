@@ -115,6 +115,11 @@ def write_notes(folder: Path, notes: Notes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(part, folder / _NOTES)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def watch_claim(notes: Notes, claim: Claim, epochs: Collection[EpochName], now_ns: int) -> Notes:

@@ -60,3 +60,17 @@ async def test_what_was_not_freed_is_closed(tmp_path: Path) -> None:
     files.remove(InodeNo(7))
     files.close()
     assert removed_but_open(tmp_path) == []
+
+
+def test_copies_that_a_crash_left_go(tmp_path: Path) -> None:
+    """Of moves between two file systems; what is in the state folder is the newer one."""
+    files = LocalFiles(tmp_path / "state", tmp_path / "cache")
+    for in_state, ino, data in ((True, 7, b"new"), (False, 7, b"old"), (False, 8, b"clean")):
+        os.pwrite(files.create(InodeNo(ino), in_state=in_state).fd, data, 0)
+        Path(f"{files.path(InodeNo(9), in_state=in_state)}.copying").write_bytes(b"half")
+    files.close()
+    files = LocalFiles(tmp_path / "state", tmp_path / "cache")
+    files.remove_copies()
+    left = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {Path("state/07/7"): b"new", Path("cache/08/8"): b"clean"}
+    files.close()

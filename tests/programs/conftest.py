@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import finished_mount, mount, pytest_runtest_makereport
+from tests.mount.conftest import mount, pytest_runtest_makereport
+from tests.mount.finishing import finished_mount
 from tests.mount.mounting import Mount
 from tests.programs.running import need
 from tests.programs.trees import copy_and_decorate
