@@ -21,7 +21,7 @@ from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.config import DriveConfig, DrivePaths
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
-from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.housekeeping import Housekeeper
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.health import Condition, Health
@@ -46,7 +46,6 @@ from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import open_worker_pool
 
 log = logging.getLogger(__name__)
-HOUSEKEEPING_S: Final = 60.0
 FAREWELL_S: Final = 10.0
 """How long giving the right to write back may take."""
 METADATA_FILE: Final = "metadata.sqlite"
@@ -73,7 +72,7 @@ class Drive:
         multifs: MultiFS,
         cache: ChunkCache,
         filesystem: PartedFS,
-        collector: Collector,
+        housekeeper: Housekeeper,
         engine: EpochEngine,
         terms: Terms,
     ) -> None:
@@ -83,7 +82,7 @@ class Drive:
         self._metadata = metadata
         self._multifs = multifs
         self._cache = cache
-        self._collector = collector
+        self._housekeeper = housekeeper
         self._engine = engine
         self._terms = terms
 
@@ -200,40 +199,12 @@ class Drive:
             total += freed
         return total
 
-    async def run_housekeeping(self) -> None:
-        """Look after the clouds, the epochs on them, and dead packs, until cancelled.
-
-        An idle drive makes at most about one request per minute and cloud.
-        """
-        while True:
-            await trio.sleep(HOUSEKEEPING_S)
-            await self._multifs.look_after()
-            if self._may_write():
-                await self.roster.sign_new()
-                await self._engine.look_after()
-            if self._may_write():
-                await self.collect(thorough=False)
-
-    def _may_write(self) -> bool:
-        return self._terms.writing and not self._engine.refused
-
     async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
-        """Delete what is dead and compact what is mostly dead; see `Collector.collect`.
+        """Delete what is dead and compact what is mostly dead; see `Housekeeper.collect`.
 
-        `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week.
         Raises: ReadOnly, MetadataError.
         """
-        if not self._may_write():
-            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
-
-        async def oldest_kept_epoch() -> int:
-            # What died since the last epoch can go when a new one is durable.
-            return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
-
-        collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
-        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed:
-            log.info("collected: %s", collected)
-        return collected
+        return await self._housekeeper.collect(keep=keep, thorough=thorough)
 
 
 @asynccontextmanager
@@ -249,7 +220,13 @@ async def open_drive(
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_worker_pool())
         keys, policy = DriveKeys(drive_key), parse_policy(config.redundancy)
-        multifs = MultiFS(await known_clouds(config, paths, pool), pool, Health(), config.drive_id)
+        multifs = MultiFS(
+            await known_clouds(config, paths, pool),
+            pool,
+            Health(),
+            config.drive_id,
+            share_bytes=policy.share_bytes(config.pack_size_bytes),
+        )
         joining = Joining(
             clouds=multifs,
             keys=keys,
@@ -296,8 +273,9 @@ async def open_drive(
             limits=_limits(config, paths, metadata),
             digest=keys.chunk_digest,
             ticks=ticks,
+            cloud_room=partial(_cloud_room, multifs, policy),
         )
-        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy), deadline_s=config.deadline_s)
+        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy, cache), deadline_s=config.deadline_s)
         collector = Collector(
             metadata,
             multifs,
@@ -314,9 +292,10 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, collector, engine, terms)
+        housekeeper = Housekeeper(roster, metadata, multifs, cache, collector, engine, writing=terms.writing)
+        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, housekeeper, engine, terms)
         async with cache.running(), trio.open_nursery() as nursery:
-            nursery.start_soon(drive.run_housekeeping)
+            nursery.start_soon(housekeeper.run)
             if terms.writing:
                 nursery.start_soon(engine.run)
             try:
@@ -373,9 +352,15 @@ def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> Cache
     return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
 
 
-def _space_of(multifs: MultiFS, policy: Policy) -> Callable[[], Awaitable[SpaceLeft]]:
+def _cloud_room(multifs: MultiFS, policy: Policy) -> int | None:
+    """Return the plain bytes that the clouds can still take.  A drive without any is limited by the local disk."""
+    return multifs.space_left(policy).free_bytes if multifs.names else None
+
+
+def _space_of(multifs: MultiFS, policy: Policy, cache: ChunkCache) -> Callable[[], Awaitable[SpaceLeft]]:
     async def space() -> SpaceLeft:
-        room = await multifs.free_space(policy)
-        return SpaceLeft(room.total_bytes, room.free_bytes)
+        await trio.lowlevel.checkpoint()
+        total_bytes = multifs.space_left(policy).total_bytes
+        return SpaceLeft(total_bytes, min(total_bytes, cache.cloud_free_bytes() or 0))
 
     return space

@@ -30,7 +30,7 @@ from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import ChunkIndex, Inode, InodeNo, Location, VersionNo
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo, Location, VersionNo
 
 
 @frozen(slots=True)
@@ -71,11 +71,20 @@ class ChunkCache:
         limits: CacheLimits,
         digest: Callable[[bytes], bytes],
         ticks: tuple[int, int],
+        cloud_room: Callable[[], int | None] = lambda: None,
     ) -> None:
+        """`cloud_room`: plain bytes that the clouds can still take, what is unsent included; None: no limit."""
         files = LocalFiles(state_folder / "files", cache_folder / "files")
         self._aside = state_folder / "aside"
         self._metadata = metadata
-        self._pressure: Final = Pressure(limits, state_folder, metadata.held_bytes)
+        self._pressure: Final = Pressure(
+            limits,
+            state_folder,
+            metadata.held_bytes,
+            lambda: metadata.statistics().dirty_bytes,
+            cloud_room,
+            lambda: writer.is_full(CHUNK_SIZE_BYTES),
+        )
         self._content: Final = Content(
             metadata,
             files,
@@ -225,8 +234,20 @@ class ChunkCache:
         self._writeback.stop()
 
     def retry_sending(self) -> None:
-        """Try again now what clouds would not take: one of them is back."""
+        """Try again now what clouds would not take: one of them is back, or has room again."""
         self._writeback.retry()
+        self._pressure.made_progress()
+
+    def cloud_free_bytes(self) -> int | None:
+        """Return how many more bytes programs may write before the clouds are full; None: no limit."""
+        return self._pressure.clouds.free_bytes()
+
+    def when_full(self, may_free: Callable[[], bool]) -> None:
+        """Have `may_free` asked whether room is being made, or will be, when a writer finds the clouds full.
+
+        Writers look again when `retry_sending` is called.
+        """
+        self._pressure.clouds.may_free = may_free
 
     async def purge(self, ino: InodeNo) -> None:
         """Remove a node without names and uses, and its content."""

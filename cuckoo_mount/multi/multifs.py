@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
-import trio
-
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import ObjectInfo, Space
 from cuckoo_mount.clouds.translate import hide_secrets
@@ -21,14 +19,14 @@ from cuckoo_mount.format import pack_share_name, packs_prefix
 from cuckoo_mount.multi.fetching import ShareReader
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
-from cuckoo_mount.multi.placement import choose
+from cuckoo_mount.multi.placement import choose, largest_share_bytes
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
 from cuckoo_mount.multi.redundancy import ONE_COPY, Policy, parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
 from cuckoo_mount.multi.rooms import Rooms
 from cuckoo_mount.multi.storing import PackStorer
 from cuckoo_mount.multi.stripes import StripeReader, Wanted
-from cuckoo_mount.types import CloudName, PackRow, ShareRow
+from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, PackRow, ShareRow
 
 T = TypeVar("T")
 DELETE_BATCH: Final = 100
@@ -49,12 +47,14 @@ class MultiFS:
         drive_id: bytes,
         *,
         usage: Mapping[CloudName, tuple[int, int]] | None = None,
+        share_bytes: int = PACK_SIZE_BYTES,
     ) -> None:
+        """`share_bytes`: how long the shares of a full pack are, of which each cloud keeps about one in spare."""
         self._clouds = dict(clouds)
         self._health = health
         self._drive_id = drive_id
         self._requests = CloudRequests(self._clouds, pool, health, drive_id)
-        self._rooms = Rooms(self._clouds, health)
+        self._rooms = Rooms(self._clouds, health, share_bytes=share_bytes)
         self._rooms.set_usage(usage or {})
         self._storer = PackStorer(self._clouds, self._requests, self._rooms, health, drive_id)
         self._reader = ShareReader(self._requests, health, drive_id, self._clouds)
@@ -75,17 +75,22 @@ class MultiFS:
         policy: str,
         share_digest: bytes,
         fragments: Sequence[bytes] = (),
+        *,
+        rewriting: bool = False,
     ) -> tuple[ShareRow, ...]:
         """Store the pack file `path` as `policy` wants and return its shares in order of their numbers.  Checkpoint.
 
         Shares go to distinct clouds; with fewer clouds that take one there are fewer shares, at least as many as
         reading takes.  A cloud that fails is replaced by another.  `fragments`: the digests of all shares, where they
-        are not copies; the parity shares are files beside the pack's (packs/builder.py).  If cancelled, or on an error,
-        any share may be there: put the pack again, which goes on, or withdraw it.
+        are not copies; the parity shares are files beside the pack's (packs/builder.py).  `rewriting`: what lives in it
+        is stored already, so it may take the room that is kept for that.  If cancelled, or on an error, any share may
+        be there: put the pack again, which goes on, or withdraw it.
         Raises: CloudUnavailable (too few shares could be stored; try again later), UsageError (no such policy),
         FormatError (the file has another size), DataUnavailable (the local file cannot be read).
         """
-        return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest, fragments)
+        return await self._storer.put_pack(
+            pack_id, path, size_bytes, policy, share_digest, fragments, rewriting=rewriting
+        )
 
     def forget_upload(self, pack_id: bytes) -> None:
         """Forget which shares of a pack are stored already, as it is not going to be put again."""
@@ -246,7 +251,9 @@ class MultiFS:
         """
         doubtful = [name for name in self._clouds if self._health.may_ask(name) and self._is_doubtful(name)]
         await gather([partial(self._requests.probe, name) for name in doubtful])
-        await self.refresh_space([name for name in self._rooms.changed() if name not in doubtful])
+        # A full one, too: somebody else may have made room there.
+        wanted = {*self._rooms.changed(), *self._rooms.short()}
+        await self.refresh_space([name for name in self._clouds if name in wanted and name not in doubtful])
 
     def _is_doubtful(self, name: CloudName) -> bool:
         return not self._health.is_up(name) or self._health.silent_s(name) >= SILENT_S
@@ -286,17 +293,31 @@ class MultiFS:
 
     def has_room(self, pack_bytes: int, policy: Policy) -> bool:
         """Return whether enough clouds that are up would take a share of a pack of that size, as far as is known."""
-        chosen = choose(self._rooms.states(), policy.share_bytes(pack_bytes), policy.data)
+        chosen = choose(self._rooms.states(rewriting=False), policy.share_bytes(pack_bytes), policy.data)
         return len(chosen) == policy.data
 
-    async def free_space(self, policy: Policy = ONE_COPY) -> Space:
+    def largest_pack_bytes(self, policy: Policy, *, at_least: int) -> int:
+        """Return how long a pack may be at most so that it gets as many shares as one of `at_least` bytes; 0: none."""
+        states = self._rooms.states(rewriting=False)
+        size = policy.share_bytes(at_least)
+        return policy.data * largest_share_bytes(states, policy.shares, needed=policy.data, at_least=size)
+
+    def space_left(self, policy: Policy = ONE_COPY) -> Space:
         """Return how many plain bytes the drive holds at most and can still take, stored as `policy` wants.
 
-        Never asks a cloud (statfs must not wait): what `refresh_space` learnt, and what was stored since.  Clouds that
-        are down count as they were, so that `df` does not jump.  Checkpoint.
+        Never asks a cloud: what `refresh_space` learnt, and what was stored since.  Clouds that are down count as they
+        were, so that `df` does not jump.  What is unsent is still to be subtracted, what is under way included.
         """
-        await trio.lowlevel.checkpoint()
         return self._rooms.usable(policy)
+
+    def short(self) -> list[CloudName]:
+        """Return the clouds that have no room any more for what programs write."""
+        return [name for name in self._rooms.short() if not self._clouds[name].read_only]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there is such a cloud."""
+        return bool(self.short())
 
     def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
         """Take over from the metadata how many packs and bytes lie on each cloud."""

@@ -55,9 +55,13 @@ class PackStorer:
         policy: str,
         share_digest: bytes,
         fragments: Sequence[bytes] = (),
+        *,
+        rewriting: bool = False,
     ) -> tuple[ShareRow, ...]:
         """See MultiFS.put_pack."""
-        upload = _Upload(pack_id, path, size_bytes, parse_policy(policy), fragments or share_digest)
+        upload = _Upload(
+            pack_id, path, size_bytes, parse_policy(policy), fragments or share_digest, rewriting=rewriting
+        )
         upload.stored.update(self._halfway.pop(pack_id, {}))
         try:
             await self._put_all(upload)
@@ -82,8 +86,11 @@ class PackStorer:
                 few = f"{len(upload.stored)} clouds took a share, {upload.policy.data} are needed at least"
             raise CloudUnavailable(f"{few}: {why}", name=f"pack {upload.pack_id.hex()}")
 
+    def _states(self, upload: _Upload) -> list[CloudState]:
+        return self._rooms.states(rewriting=upload.rewriting)
+
     def _choose(self, upload: _Upload) -> list[CloudName]:
-        usable = [state for state in self._rooms.states() if state.name not in upload.failed]
+        usable = [state for state in self._states(upload) if state.name not in upload.failed]
         return choose(usable, upload.share_bytes, len(upload.missing), taken=upload.clouds)
 
     def _doubtful(self, upload: _Upload) -> list[CloudName]:
@@ -145,7 +152,7 @@ class PackStorer:
     def _why_nobody(self, upload: _Upload) -> str:
         if not self._clouds:
             return "the drive has no clouds; add one with `cuckoo cloud add`"
-        others = [state for state in self._rooms.states() if state.name not in upload.clouds]
+        others = [state for state in self._states(upload) if state.name not in upload.clouds]
         if not others:
             return "there is no other cloud; add some with `cuckoo cloud add`"
         return "; ".join(self._why_not(state, upload.share_bytes) for state in others)
@@ -156,19 +163,27 @@ class PackStorer:
         known = self._health.state(state.name)
         if not state.is_up or state.is_full:
             return known.last_error or f"cloud {state.name}: is {known.condition.value}"
-        return f"cloud {state.name}: has no room for {size_bytes} bytes within its capacity and reserve"
+        return f"cloud {state.name}: has no room for {size_bytes} bytes besides what is kept in reserve"
 
 
 class _Upload:
     """One pack on its way: what is stored where, which clouds failed, which share numbers are missing."""
 
     def __init__(
-        self, pack_id: bytes, path: str, size_bytes: int, policy: Policy, digests: bytes | Sequence[bytes]
+        self,
+        pack_id: bytes,
+        path: str,
+        size_bytes: int,
+        policy: Policy,
+        digests: bytes | Sequence[bytes],
+        *,
+        rewriting: bool,
     ) -> None:
         self.pack_id = pack_id
         self.path = path
         self.size_bytes = size_bytes
         self.policy = policy
+        self.rewriting = rewriting
         self.share_bytes = policy.share_bytes(size_bytes)
         self._digests = digests
         self.stored: dict[int, ShareRow] = {}

@@ -91,13 +91,16 @@ class Collector:
         self._compacted_at = -math.inf
         self._after: PackNo | None = None
 
-    async def collect(self, *, oldest_kept_epoch: OldestKept = _no_epochs, thorough: bool) -> Collected:
+    async def collect(
+        self, *, oldest_kept_epoch: OldestKept = _no_epochs, thorough: bool, listing: bool | None = None
+    ) -> Collected:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
         Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), withdraw what failed uploads
         left, and heal a few packs (packs/healing.py), or all of them if `thorough`.  Not `thorough`: compact a little,
         now and then, while the drive is idle.  `thorough`: compact
-        until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        until little more is stored than lives, and delete unknown objects, which lists every cloud (not so if `listing`
+        is False).
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
@@ -111,8 +114,12 @@ class Collector:
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
+            if thorough and garbage.packs and (more := await self._compact_all()):
+                # There was no room for it before.
+                compacted += more
+                garbage = _sum(garbage, await self._delete_dead(await oldest_kept_epoch(), thorough=True))
             deleted = young = 0
-            if thorough:
+            if thorough if listing is None else listing:
                 deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=now_ns())
         return Collected(
             packs_deleted=garbage.packs,
@@ -169,3 +176,7 @@ class Collector:
             return is_enough() or len(self._writer.clouds_up) < min(self._writer.shares, len(self._multifs.names))
 
         return await self._compactor.compact_batches(batches, is_over)
+
+
+def _sum(first: Garbage, second: Garbage) -> Garbage:
+    return Garbage(first.packs + second.packs, first.freed_bytes + second.freed_bytes, second.kept)

@@ -25,12 +25,16 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
-from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, ShareRow
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, PACK_SIZE_BYTES, CloudName, ShareRow
 
 log = logging.getLogger(__name__)
 
 BUILD_DEADLINE_S: Final = 120.0
 """Sealing takes a fraction of a second; the rest is for a disk that is busy flushing."""
+
+_FRAME_BYTES: Final = 4096
+_FRAME_PART: Final = 32
+"""About what a pack needs besides its chunks.  Thousands of tiny chunks need more: whoever sends halves it then."""
 
 
 @frozen(slots=True)
@@ -100,6 +104,18 @@ class PackWriter:
         """Return whether clouds are up, and none of them has room for a pack of that size, as far as is known."""
         return bool(self.clouds_up) and not self._multifs.has_room(size_bytes, self._policy)
 
+    def is_too_big(self, size_bytes: int) -> bool:
+        """Return whether a pack of that size finds no room now, and a smaller one would."""
+        return self.is_full(size_bytes) and not self.is_full(CHUNK_SIZE_BYTES + _FRAME_BYTES)
+
+    def room_bytes(self) -> int:
+        """Return up to how many plain bytes a pack may have now: fewer than a full one where clouds are nearly full.
+
+        At least one chunk, whether or not there is room for it.
+        """
+        room = self._multifs.largest_pack_bytes(self._policy, at_least=CHUNK_SIZE_BYTES + _FRAME_BYTES)
+        return min(self.pack_size_bytes, max(CHUNK_SIZE_BYTES, room - room // _FRAME_PART - _FRAME_BYTES))
+
     async def build(self, sources: Sequence[ChunkSource], *, seal_repeats: bool = False) -> BuiltPack:
         """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.
 
@@ -125,8 +141,8 @@ class PackWriter:
             self._remove(str(target))
             raise
 
-    async def store(self, built: BuiltPack) -> StoredPack:
-        """Store a built pack on the clouds and remove its file.  Checkpoint.
+    async def store(self, built: BuiltPack, *, rewriting: bool = False) -> StoredPack:
+        """Store a built pack on the clouds and remove its file.  Checkpoint.  `rewriting`: see `MultiFS.put_pack`.
 
         Its intent stays until the caller's `finish_pack`.  If cancelled, or on an error, file and intent stay: call
         again with the same pack, or `discard` it.
@@ -139,7 +155,13 @@ class PackWriter:
         # Also when it was begun before: that call may have been cancelled before it was durable.
         await self._metadata.make_durable()
         shares = await self._multifs.put_pack(
-            built.pack_id, built.path, built.size_bytes, self.policy, built.share_digest, built.fragments
+            built.pack_id,
+            built.path,
+            built.size_bytes,
+            self.policy,
+            built.share_digest,
+            built.fragments,
+            rewriting=rewriting,
         )
         # From here on a cancellation waits: what is stored must be reported.
         self._begun.discard(built.pack_id)

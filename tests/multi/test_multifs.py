@@ -434,30 +434,30 @@ async def test_statistics_have_what_status_shows(tmp_path: Path) -> None:
     assert "hidden-word" not in repr(s)
 
 
-async def test_free_space_is_what_fits(tmp_path: Path) -> None:
+async def test_space_left_is_what_fits(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     clouds = {CloudName(name): make_cloud(tmp_path, name, capacity_bytes=1000) for name in names}
     setup = Setup(tmp_path, clouds=clouds)
-    assert await setup.multifs.free_space() == await setup.multifs.free_space(Policy(1, 0))
+    assert setup.multifs.space_left() == setup.multifs.space_left(Policy(1, 0))
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     before = len(setup.pool.calls)
-    assert (await setup.multifs.free_space()).free_bytes == 3000
-    assert (await setup.multifs.free_space(Policy(1, 2))).total_bytes == 1000
+    assert setup.multifs.space_left().free_bytes == 3 * 750, "a part is kept for compaction"
+    assert setup.multifs.space_left(Policy(1, 2)).total_bytes == 750
     await setup.put("3")
-    assert (await setup.multifs.free_space(Policy(1, 2))).free_bytes == 1000 - len(CONTENT)
-    assert (await setup.multifs.free_space(Policy(1, 2))).total_bytes == 1000
+    assert setup.multifs.space_left(Policy(1, 2)).free_bytes == 750 - len(CONTENT)
+    assert setup.multifs.space_left(Policy(1, 2)).total_bytes == 750
     assert [function for function, _ in setup.pool.calls[before:]] == ["put_share"] * 3
 
 
 async def test_space_that_clouds_report_counts(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "a")
-    assert (await setup.multifs.free_space()).free_bytes == 1 << 40
+    assert setup.multifs.space_left().free_bytes == 1 << 40
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     reported = jobs.space(setup.clouds[CloudName("a")].settings)
     assert reported is not None
-    free = await setup.multifs.free_space()
+    free = setup.multifs.space_left()
     assert 0 < free.free_bytes <= reported.total_bytes
     assert setup.multifs.statistics()[0].capacity_bytes == reported.total_bytes
 

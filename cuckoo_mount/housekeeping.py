@@ -1,0 +1,139 @@
+"""What an open drive does by itself: looks after clouds and epochs, heals, deletes and compacts, makes room when full.
+
+Used by drive.py.  For one trio loop.  Three tasks: the round of every minute, healing, and making room for writers who
+find the clouds full.  An idle drive makes at most about one request per minute and cloud.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.epochs.engine import EpochEngine
+from cuckoo_mount.errors import CuckooError, MetadataError, ReadOnly
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.packs.collecting import Collected, Collector
+from cuckoo_mount.roster import Roster
+
+log = logging.getLogger(__name__)
+HOUSEKEEPING_S: Final = 60.0
+MAKE_ROOM_PAUSE_S: Final = 2.0
+"""A full drive on which something is written and deleted all the time makes an epoch no more often than this."""
+
+
+class Housekeeper:
+    """The drive's own work.  `writing`: whether it was opened for writing."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        metadata: Metadata,
+        multifs: MultiFS,
+        cache: ChunkCache,
+        collector: Collector,
+        engine: EpochEngine,
+        *,
+        writing: bool,
+    ) -> None:
+        self._roster = roster
+        self._metadata = metadata
+        self._multifs = multifs
+        self._cache = cache
+        self._collector = collector
+        self._engine = engine
+        self._writing = writing
+        self._short_of_room = trio.Event()
+        self._seen: tuple[int, int] | None = None
+        cache.when_full(self._may_make_room)
+
+    @property
+    def may_write(self) -> bool:
+        """Whether this machine may change anything on the clouds."""
+        return self._writing and not self._engine.refused
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for task in (self._every_minute, self._make_room):
+                nursery.start_soon(task)
+
+    async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
+        """Delete what is dead and compact what is mostly dead; see `Collector.collect`.
+
+        `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week, but only the
+        newest where a cloud has no room any more.  Raises: ReadOnly, MetadataError.
+        """
+        if not self.may_write:
+            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
+        if keep is None and self._multifs.is_short:
+            keep = 1
+        return await self._collect(self._trim(keep) if thorough else self._oldest_kept, thorough=thorough)
+
+    def _trim(self, keep: int | None) -> Callable[[], Awaitable[int]]:
+        async def oldest() -> int:
+            # What died since the last epoch can go when a new one is durable.
+            return await self._engine.trim(keep)
+
+        return oldest
+
+    async def _oldest_kept(self) -> int:
+        return self._engine.oldest_kept
+
+    async def _collect(
+        self, oldest: Callable[[], Awaitable[int]], *, thorough: bool, listing: bool | None = None
+    ) -> Collected:
+        collected = await self._collector.collect(oldest_kept_epoch=oldest, thorough=thorough, listing=listing)
+        if collected.packs_deleted or collected.packs_compacted:
+            log.info("collected: %s", collected)
+            self._cache.retry_sending()
+        return collected
+
+    async def _every_minute(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_S)
+            await self._multifs.look_after()
+            if self.may_write:
+                await self._roster.sign_new()
+                await self._engine.look_after()
+            if self.may_write:
+                await self.collect(thorough=False)
+
+    # -- room for writers --
+
+    def _may_make_room(self) -> bool:
+        """Return whether room is being made, or will be; see `ChunkCache.when_full`.  Never waits."""
+        if self._short_of_room.is_set():
+            return True
+        if not self.may_write or self._living() == self._seen:
+            return False
+        self._short_of_room.set()
+        return True
+
+    def _living(self) -> tuple[int, int]:
+        """Return what changes when something was deleted or overwritten."""
+        held = self._metadata.statistics()
+        return held.packs, held.pack_live_bytes
+
+    async def _make_room(self) -> None:
+        """Whenever a writer found the clouds full, and something has died since: delete it, kept epochs or not.
+
+        A drive that is full keeps no older states: they are given up before a program is told that there is no room.
+        """
+        while True:
+            await self._short_of_room.wait()
+            try:
+                await self._collect(self._trim(1), thorough=True, listing=False)
+                await self._multifs.refresh_space(self._multifs.short())
+            except (CuckooError, OSError) as error:
+                if isinstance(error, MetadataError):
+                    raise
+                log.warning("no room could be made on the clouds: %s", error)
+            self._seen = self._living()
+            self._short_of_room = trio.Event()
+            self._cache.retry_sending()
+            await trio.sleep(MAKE_ROOM_PAUSE_S)
