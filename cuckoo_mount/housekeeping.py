@@ -72,7 +72,12 @@ class Housekeeper:
             raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
         if keep is None and self._multifs.is_short:
             keep = 1
-        return await self._collect(self._trim(keep) if thorough else self._oldest_kept, thorough=thorough)
+        oldest = self._trim(keep) if thorough else self._oldest_kept
+        collected = await self._collector.collect(oldest_kept_epoch=oldest, thorough=thorough)
+        if thorough and self._multifs.is_short:
+            collected += await self._collector.make_room(oldest_kept_epoch=oldest)
+        self._note(collected)
+        return collected
 
     def _trim(self, keep: int | None) -> Callable[[], Awaitable[int]]:
         async def oldest() -> int:
@@ -84,14 +89,10 @@ class Housekeeper:
     async def _oldest_kept(self) -> int:
         return self._engine.oldest_kept
 
-    async def _collect(
-        self, oldest: Callable[[], Awaitable[int]], *, thorough: bool, listing: bool | None = None
-    ) -> Collected:
-        collected = await self._collector.collect(oldest_kept_epoch=oldest, thorough=thorough, listing=listing)
+    def _note(self, collected: Collected) -> None:
         if collected.packs_deleted or collected.packs_compacted:
             log.info("collected: %s", collected)
             self._cache.retry_sending()
-        return collected
 
     async def _every_minute(self) -> None:
         while True:
@@ -127,7 +128,7 @@ class Housekeeper:
         while True:
             await self._short_of_room.wait()
             try:
-                await self._collect(self._trim(1), thorough=True, listing=False)
+                self._note(await self._collector.make_room(oldest_kept_epoch=self._trim(1)))
                 await self._multifs.refresh_space(self._multifs.short())
             except (CuckooError, OSError) as error:
                 if isinstance(error, MetadataError):

@@ -66,6 +66,12 @@ def choose_now_and_then(packs: Sequence[PackFill], pack_size_bytes: int) -> list
     return batches
 
 
+def choose_to_squeeze(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
+    """Return batches, those that free most for what is written first, for clouds that have no room any more."""
+    wanted = [pack for pack in packs if pack.size_bytes - needed_bytes(pack) >= pack_size_bytes // SPARSE_GAIN]
+    return _fill(sorted(wanted, key=lambda pack: needed_bytes(pack) / pack.size_bytes), pack_size_bytes)
+
+
 def choose_thoroughly(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
     """Return batches after which what is stored is within `STORED_RATIO` and small packs are merged, or none."""
     stored = sum(pack.size_bytes for pack in packs)

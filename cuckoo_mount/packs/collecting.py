@@ -17,7 +17,14 @@ from attrs import frozen
 from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.clock import now_ns
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.packs.choosing import SMALL, SPARSE_FILL, Batch, choose_now_and_then, choose_thoroughly
+from cuckoo_mount.packs.choosing import (
+    SMALL,
+    SPARSE_FILL,
+    Batch,
+    choose_now_and_then,
+    choose_thoroughly,
+    choose_to_squeeze,
+)
 from cuckoo_mount.packs.compaction import Compactor, Moved
 from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown
 from cuckoo_mount.packs.healing import Healer
@@ -65,6 +72,18 @@ class Collected:
     objects_deleted: int = 0
     objects_young: int = 0
 
+    def __add__(self, other: Collected) -> Collected:
+        """Return the sum of two runs, the second right after the first; what is kept is what the second kept."""
+        return Collected(
+            packs_deleted=self.packs_deleted + other.packs_deleted,
+            packs_compacted=self.packs_compacted + other.packs_compacted,
+            packs_healed=self.packs_healed + other.packs_healed,
+            packs_kept=other.packs_kept,
+            freed_bytes=self.freed_bytes + other.freed_bytes,
+            objects_deleted=self.objects_deleted + other.objects_deleted,
+            objects_young=self.objects_young + other.objects_young,
+        )
+
 
 class Collector:
     """Collects for one drive.  `moved`: see packs/compaction.py; `is_idle`: whether nothing waits to be sent."""
@@ -91,16 +110,13 @@ class Collector:
         self._compacted_at = -math.inf
         self._after: PackNo | None = None
 
-    async def collect(
-        self, *, oldest_kept_epoch: OldestKept = _no_epochs, thorough: bool, listing: bool | None = None
-    ) -> Collected:
+    async def collect(self, *, oldest_kept_epoch: OldestKept = _no_epochs, thorough: bool) -> Collected:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
         Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), withdraw what failed uploads
         left, and heal a few packs (packs/healing.py), or all of them if `thorough`.  Not `thorough`: compact a little,
         now and then, while the drive is idle.  `thorough`: compact
-        until little more is stored than lives, and delete unknown objects, which lists every cloud (not so if `listing`
-        is False).
+        until little more is stored than lives, and delete unknown objects, which lists every cloud.
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
@@ -119,7 +135,7 @@ class Collector:
                 compacted += more
                 garbage = _sum(garbage, await self._delete_dead(await oldest_kept_epoch(), thorough=True))
             deleted = young = 0
-            if thorough if listing is None else listing:
+            if thorough:
                 deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=now_ns())
         return Collected(
             packs_deleted=garbage.packs,
@@ -129,6 +145,26 @@ class Collector:
             freed_bytes=garbage.freed_bytes,
             objects_deleted=deleted,
             objects_young=young,
+        )
+
+    async def make_room(self, *, oldest_kept_epoch: OldestKept) -> Collected:
+        """Delete what is dead; if nothing was, compact a few packs that free most, and delete those.  Checkpoint.
+
+        For clouds that have no room any more: needs little of it, and lists nothing.  Raises: MetadataError.
+        """
+        compacted = 0
+        async with self._lock:
+            garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=True)
+            if not garbage.packs:
+                fills = self._readable(await self._metadata.pack_fills(100, 0))
+                batches = choose_to_squeeze(fills, self._writer.pack_size_bytes)
+                if compacted := await self._compact(batches[:BATCHES_AT_ONCE], lambda: False):
+                    garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=True)
+        return Collected(
+            packs_deleted=garbage.packs,
+            packs_compacted=compacted,
+            packs_kept=garbage.kept,
+            freed_bytes=garbage.freed_bytes,
         )
 
     async def _delete_dead(self, oldest_kept_epoch: int | None, *, thorough: bool) -> Garbage:
