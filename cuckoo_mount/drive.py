@@ -183,10 +183,16 @@ class Drive:
                 "live_bytes": held.pack_live_bytes,
                 "stored_bytes": held.pack_stored_bytes,
                 "degraded": degraded,
+                "healing": asdict(self._housekeeper.healing(degraded)),
             },
+            "space": await self._space(),
             "files": held.inodes,
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
+
+    async def _space(self) -> dict[str, int]:
+        space = await self.filesystem.space()
+        return {"total_bytes": space.total_bytes, "free_bytes": space.free_bytes}
 
     async def check_invariants(self) -> list[str]:
         """Return one line per violated invariant; empty when all hold."""
@@ -284,6 +290,7 @@ async def open_drive(
             drive_id=config.drive_id,
             moved=cache.note_moved,
             is_idle=lambda: not metadata.statistics().dirty_chunks,
+            heal_rate_bytes=config.heal_rate_bytes,
         )
         ledger, oldest = await read_ledger(metadata)
         engine = EpochEngine(

@@ -18,6 +18,7 @@ from cuckoo_mount.errors import CuckooError, MetadataError, ReadOnly
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.collecting import Collected, Collector
+from cuckoo_mount.packs.healing import Healing
 from cuckoo_mount.roster import Roster
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,13 @@ class Housekeeper:
     async def run(self) -> None:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
-            for task in (self._every_minute, self._make_room):
-                nursery.start_soon(task)
+            nursery.start_soon(self._every_minute)
+            nursery.start_soon(self._make_room)
+            nursery.start_soon(self._collector.run_healing, lambda: self.may_write)
+
+    def healing(self, degraded: int) -> Healing:
+        """Return how healing goes, with so many packs left."""
+        return self._collector.healer.status(degraded)
 
     async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
         """Delete what is dead and compact what is mostly dead; see `Collector.collect`.

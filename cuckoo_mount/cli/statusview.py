@@ -90,6 +90,9 @@ def lines(status: Status, *, rate: float = 0.0) -> Iterator[tuple[str, str]]:
     yield "not yet sent", _queue(status, rate)
     yield "cache", _cache(_table(status, "cache"))
     yield "packs", _packs(_table(status, "packs"))
+    if (space := _table(status, "space")) and clouds_of(status):
+        free, total = human_size(_number(space, "free_bytes")), human_size(_number(space, "total_bytes"))
+        yield "room", f"{free} of {total} left for files"
     epoch = _table(status, "epoch")
     if epoch.get("cloud") is not None:
         age = epoch.get("age_s")
@@ -119,7 +122,14 @@ def _cache(cache: Status) -> str:
 def _packs(packs: Status) -> str:
     stored, live, degraded = (_number(packs, key) for key in ("stored_bytes", "live_bytes", "degraded"))
     said = f"{_number(packs, 'count')}, {human_size(stored)} stored for {human_size(live)}"
-    return f"{said}, {degraded} degraded" if degraded else said
+    return f"{said}, {degraded} degraded{_healing(_table(packs, 'healing'))}" if degraded else said
+
+
+def _healing(healing: Status) -> str:
+    rate, left_s = healing.get("bytes_per_s"), healing.get("time_left_s")
+    if not isinstance(rate, int | float) or not isinstance(left_s, int | float):
+        return ""
+    return f", healing at {human_size(int(rate))}/s, about {human_time(left_s)} left"
 
 
 def _clouds_table(status: Status, width: int) -> RenderableType:
@@ -179,6 +189,12 @@ def _notes(status: Status) -> Iterator[str]:
             yield "Nothing can be sent now.  What is written stays safe on the local disk until a cloud is back."
         if error := _table(status, "cache").get("last_error"):
             yield f"Last trouble with sending: {error}"
+    if (
+        clouds
+        and _number(_table(status, "space"), "total_bytes")
+        and not _number(_table(status, "space"), "free_bytes")
+    ):
+        yield f"The clouds are full: delete something, raise a limit, or add a cloud: cuckoo cloud add NAME URL{option}"
     yield from _redundancy_notes(status, option)
     if len(clouds) == 1 and _is_folder(str(clouds[0].get("url", ""))):
         yield "One folder on the same disk is no backup: when this disk dies, the drive dies with it."

@@ -133,6 +133,20 @@ class MultiFS:
         """Return, and forget, the packs of which a share turned out to be damaged or lost while it was read."""
         return self._reader.take_damaged()
 
+    @property
+    def has_damaged(self) -> bool:
+        """Whether `take_damaged` would return any."""
+        return self._reader.has_damaged
+
+    @property
+    def conditions(self) -> frozenset[tuple[CloudName, bool, bool]]:
+        """The clouds that take something, with whether they are up and whether full: what decides where shares go."""
+        return frozenset(
+            (name, self._health.is_up(name), self._health.is_full(name))
+            for name, entry in self._clouds.items()
+            if not entry.read_only
+        )
+
     def shares_possible(self, pack_bytes: int, policy: str) -> int:
         """Return how many shares of a pack of that size clouds that are up would take now, at most all of them."""
         wanted = parse_policy(policy)

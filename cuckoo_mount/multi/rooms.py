@@ -17,7 +17,7 @@ from typing import Final
 from attrs import evolve
 
 from cuckoo_mount.clouds.base import Space
-from cuckoo_mount.multi.health import Condition, Health
+from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.placement import UNKNOWN_ROOM_BYTES, CloudState, room_bytes, usable_bytes
 from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.multi.redundancy import Policy
@@ -148,7 +148,7 @@ class Rooms:
 
     def _room_bytes(self, name: CloudName) -> int:
         """Return the room for programs' data; negative as far as the spare was taken."""
-        if self._health.state(name).condition is Condition.FULL:
+        if self._health.is_full(name):
             return 0
         room = room_bytes(self._state(name, 0, 0))
         return UNKNOWN_ROOM_BYTES if room is None else room - self.spare_bytes(name)

@@ -86,7 +86,10 @@ class Collected:
 
 
 class Collector:
-    """Collects for one drive.  `moved`: see packs/compaction.py; `is_idle`: whether nothing waits to be sent."""
+    """Collects for one drive.  `moved`: see packs/compaction.py; `is_idle`: whether nothing waits to be sent.
+
+    `heal_rate_bytes`: see `Healer`.
+    """
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Collector:
         drive_id: bytes,
         moved: Moved,
         is_idle: Callable[[], bool],
+        heal_rate_bytes: int | None = None,
     ) -> None:
         self._metadata = metadata
         self._multifs = multifs
@@ -105,7 +109,7 @@ class Collector:
         self._drive_id = drive_id
         self._is_idle = is_idle
         self._compactor = Compactor(metadata, writer, reader, moved)
-        self._healer = Healer(metadata, multifs, writer, self._compactor, is_idle)
+        self.healer: Final = Healer(metadata, multifs, writer, self._compactor, is_idle, rate_bytes=heal_rate_bytes)
         self._lock = trio.Lock()
         self._compacted_at = -math.inf
         self._after: PackNo | None = None
@@ -114,9 +118,8 @@ class Collector:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
         Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), withdraw what failed uploads
-        left, and heal a few packs (packs/healing.py), or all of them if `thorough`.  Not `thorough`: compact a little,
-        now and then, while the drive is idle.  `thorough`: compact
-        until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        left.  Not `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: heal all that can
+        be, compact until little more is stored than lives, and delete unknown objects, which lists every cloud.
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
@@ -124,9 +127,7 @@ class Collector:
             self._compactor.unreachable.clear()
             await self._writer.withdraw_left()
             await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.shares)
-            healed = await self._healer.heal_some()
-            while thorough and (more := await self._healer.heal_some()):
-                healed += more
+            healed = await self.healer.heal_all() if thorough else 0
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
@@ -146,6 +147,10 @@ class Collector:
             objects_deleted=deleted,
             objects_young=young,
         )
+
+    async def run_healing(self, may_write: Callable[[], bool]) -> None:
+        """Heal whatever can be, as it comes, until cancelled; see `Healer.run`."""
+        await self.healer.run(self._lock, may_write)
 
     async def make_room(self, *, oldest_kept_epoch: OldestKept) -> Collected:
         """Delete what is dead; if nothing was, compact a few packs that free most, and delete those.  Checkpoint.
