@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
@@ -18,6 +18,7 @@ from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
 from cuckoo_mount.cache.pressure import CacheLimits
+from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.config import DriveConfig, DrivePaths
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
@@ -155,7 +156,9 @@ class Drive:
     async def status(self) -> dict[str, object]:
         """Return the drive's part of `status --json`; never waits for a cloud."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
-        self._multifs.set_usage(await self._metadata.cloud_usage())
+        if not await self._metadata.pack_intents():
+            # Else the shares of packs that are on their way are in nobody's rows.
+            self._multifs.set_usage(await self._metadata.cloud_usage())
         degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
@@ -281,7 +284,7 @@ async def open_drive(
             ticks=ticks,
             cloud_room=partial(_cloud_room, multifs, policy),
         )
-        filesystem = PartedFS(metadata, cache, space=_space_of(multifs, policy, cache), deadline_s=config.deadline_s)
+        filesystem = PartedFS(metadata, cache, space=partial(_space_left, cache), deadline_s=config.deadline_s)
         collector = Collector(
             metadata,
             multifs,
@@ -359,15 +362,12 @@ def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> Cache
     return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
 
 
-def _cloud_room(multifs: MultiFS, policy: Policy) -> int | None:
-    """Return the plain bytes that the clouds can still take.  A drive without any is limited by the local disk."""
-    return multifs.space_left(policy).free_bytes if multifs.names else None
+def _cloud_room(multifs: MultiFS, policy: Policy) -> Space | None:
+    """Return what the clouds can hold and still take.  A drive without any is limited by the local disk."""
+    return multifs.space_left(policy) if multifs.names else None
 
 
-def _space_of(multifs: MultiFS, policy: Policy, cache: ChunkCache) -> Callable[[], Awaitable[SpaceLeft]]:
-    async def space() -> SpaceLeft:
-        await trio.lowlevel.checkpoint()
-        total_bytes = multifs.space_left(policy).total_bytes
-        return SpaceLeft(total_bytes, min(total_bytes, cache.cloud_free_bytes() or 0))
-
-    return space
+async def _space_left(cache: ChunkCache) -> SpaceLeft:
+    await trio.lowlevel.checkpoint()
+    room = cache.cloud_room()
+    return SpaceLeft(0, 0) if room is None else SpaceLeft(room.total_bytes, room.free_bytes)

@@ -23,6 +23,8 @@ from cuckoo_mount.roster import Roster
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
+TIGHT_PART: Final = 0.1
+"""When less of the room than this is left, `gc` keeps no older epochs."""
 MAKE_ROOM_PAUSE_S: Final = 2.0
 """A full drive on which something is written and deleted all the time makes an epoch no more often than this."""
 
@@ -72,15 +74,15 @@ class Housekeeper:
         """Delete what is dead and compact what is mostly dead; see `Collector.collect`.
 
         `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week, but only the
-        newest where a cloud has no room any more.  Raises: ReadOnly, MetadataError.
+        newest where little room is left.  Raises: ReadOnly, MetadataError.
         """
         if not self.may_write:
             raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
-        if keep is None and self._multifs.is_short:
+        if keep is None and self._is_tight():
             keep = 1
         oldest = self._trim(keep) if thorough else self._oldest_kept
         collected = await self._collector.collect(oldest_kept_epoch=oldest, thorough=thorough)
-        if thorough and self._multifs.is_short:
+        if thorough and self._is_tight():
             collected += await self._collector.make_room(oldest_kept_epoch=oldest)
         self._note(collected)
         return collected
@@ -94,6 +96,11 @@ class Housekeeper:
 
     async def _oldest_kept(self) -> int:
         return self._engine.oldest_kept
+
+    def _is_tight(self) -> bool:
+        """Return whether older epochs have to go, as what only they need takes room that is needed now."""
+        room = self._cache.cloud_room()
+        return room is not None and room.free_bytes < TIGHT_PART * room.total_bytes
 
     def _note(self, collected: Collected) -> None:
         if collected.packs_deleted or collected.packs_compacted:

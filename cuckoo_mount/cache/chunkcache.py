@@ -28,6 +28,7 @@ from cuckoo_mount.cache.sending import PackSender
 from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
+from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo, Location, VersionNo
@@ -71,9 +72,9 @@ class ChunkCache:
         limits: CacheLimits,
         digest: Callable[[bytes], bytes],
         ticks: tuple[int, int],
-        cloud_room: Callable[[], int | None] = lambda: None,
+        cloud_room: Callable[[], Space | None] = lambda: None,
     ) -> None:
-        """`cloud_room`: plain bytes that the clouds can still take, what is unsent included; None: no limit."""
+        """`cloud_room`: see `CloudRoom`, `left`."""
         files = LocalFiles(state_folder / "files", cache_folder / "files")
         self._aside = state_folder / "aside"
         self._metadata = metadata
@@ -238,9 +239,9 @@ class ChunkCache:
         self._writeback.retry()
         self._pressure.made_progress()
 
-    def cloud_free_bytes(self) -> int | None:
-        """Return how many more bytes programs may write before the clouds are full; None: no limit."""
-        return self._pressure.clouds.free_bytes()
+    def cloud_room(self) -> Space | None:
+        """Return how many bytes programs may have written in all, and how many more they may write; None: no limit."""
+        return self._pressure.clouds.room()
 
     def when_full(self, may_free: Callable[[], bool]) -> None:
         """Have `may_free` asked whether room is being made, or will be, when a writer finds the clouds full.

@@ -23,6 +23,7 @@ import trio
 from attrs import field, frozen, validators
 
 from cuckoo_mount.cache.cloudroom import CloudRoom
+from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.errors import NoSpace
 from cuckoo_mount.locks import Pulse
 
@@ -56,7 +57,7 @@ class Pressure:
         folder: Path,
         held_bytes: Callable[[], int],
         dirty_bytes: Callable[[], int],
-        cloud_room: Callable[[], int | None],
+        cloud_room: Callable[[], Space | None],
         is_full: Callable[[], bool],
     ) -> None:
         """`cloud_room`, `is_full`: see `CloudRoom`."""
@@ -116,10 +117,15 @@ class Pressure:
         Raises: NoSpace when nothing made room for `STALL_S` and the overshoot is used up (or a file is to be created),
         or when the clouds cannot take it.
         """
-        if not self.clouds.fits(more_bytes or 1):
-            await self.clouds.admit(more_bytes or 1)
         if self.is_high:
             self.need.set()
+        if self._is_over(more_bytes):
+            await self._wait_for_room(more_bytes, creating=creating)
+        # Last: until `CloudRoom.promised` begins nobody else may come in between.
+        if not self.clouds.fits(more_bytes or 1):
+            await self.clouds.admit(more_bytes or 1)
+
+    async def _wait_for_room(self, more_bytes: int, *, creating: bool) -> None:
         while self._is_over(more_bytes):
             self.need.set()
             with trio.move_on_after(STALL_S) as stalled:

@@ -328,11 +328,6 @@ class MultiFS:
         """Return the clouds that have no room any more for what programs write."""
         return [name for name in self._rooms.short() if not self._clouds[name].read_only]
 
-    @property
-    def is_short(self) -> bool:
-        """Whether there is such a cloud."""
-        return bool(self.short())
-
     def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
         """Take over from the metadata how many packs and bytes lie on each cloud."""
         self._rooms.set_usage(usage)
