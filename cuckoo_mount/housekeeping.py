@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
 TIGHT_PART: Final = 0.1
 """When less of the room than this is left, `gc` keeps no older epochs."""
-MAKE_ROOM_PAUSE_S: Final = 2.0
-"""A full drive on which something is written and deleted all the time makes an epoch no more often than this."""
+MAKE_ROOM_PAUSE_S: Final = 0.25
+MAKE_ROOM_PAUSE_MAX_S: Final = 8.0
+"""A full drive on which something is overwritten all the time makes an epoch no more often than this."""
 
 
 class Housekeeper:
@@ -51,7 +52,7 @@ class Housekeeper:
         self._engine = engine
         self._writing = writing
         self._short_of_room = trio.Event()
-        self._seen: tuple[int, int] | None = None
+        self._seen_died_bytes = -1
         cache.when_full(self._may_make_room)
 
     @property
@@ -123,31 +124,32 @@ class Housekeeper:
         """Return whether room is being made, or will be; see `ChunkCache.when_full`.  Never waits."""
         if self._short_of_room.is_set():
             return True
-        if not self.may_write or self._living() == self._seen:
+        if not self.may_write or self._metadata.statistics().pack_died_bytes == self._seen_died_bytes:
             return False
         self._short_of_room.set()
         return True
 
-    def _living(self) -> tuple[int, int]:
-        """Return what changes when something was deleted or overwritten."""
-        held = self._metadata.statistics()
-        return held.packs, held.pack_live_bytes
-
     async def _make_room(self) -> None:
-        """Whenever a writer found the clouds full, and something has died since: delete it, kept epochs or not.
+        """Whenever a writer found the clouds full, and something has died since the last time: delete it.
 
-        A drive that is full keeps no older states: they are given up before a program is told that there is no room.
+        Kept epochs or not: a drive that is full keeps no older states, they are given up before a program is told that
+        there is no room.
         """
+        pause_s = MAKE_ROOM_PAUSE_S
         while True:
             await self._short_of_room.wait()
+            died_bytes, collected = self._metadata.statistics().pack_died_bytes, Collected()
             try:
-                self._note(await self._collector.make_room(oldest_kept_epoch=self._trim(1)))
+                collected = await self._collector.make_room(oldest_kept_epoch=self._trim(1))
                 await self._multifs.refresh_space(self._multifs.short())
             except (CuckooError, OSError) as error:
                 if isinstance(error, MetadataError):
                     raise
                 log.warning("no room could be made on the clouds: %s", error)
-            self._seen = self._living()
+            self._seen_died_bytes = died_bytes
             self._short_of_room = trio.Event()
+            self._note(collected)
             self._cache.retry_sending()
-            await trio.sleep(MAKE_ROOM_PAUSE_S)
+            # One that gave nothing back is not worth an epoch every second.
+            pause_s = MAKE_ROOM_PAUSE_S if collected.freed_bytes else min(2 * pause_s, MAKE_ROOM_PAUSE_MAX_S)
+            await trio.sleep(pause_s)

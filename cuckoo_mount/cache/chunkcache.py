@@ -82,7 +82,7 @@ class ChunkCache:
             limits,
             state_folder,
             metadata.held_bytes,
-            lambda: metadata.statistics().dirty_bytes,
+            metadata.dirty_bytes,
             cloud_room,
             lambda: writer.is_full(CHUNK_SIZE_BYTES),
         )

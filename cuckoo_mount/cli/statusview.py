@@ -17,6 +17,7 @@ from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.multi.redundancy import Policy, describe_policy, parse_policy
+from cuckoo_mount.types import CHUNK_SIZE_BYTES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -189,11 +190,8 @@ def _notes(status: Status) -> Iterator[str]:
             yield "Nothing can be sent now.  What is written stays safe on the local disk until a cloud is back."
         if error := _table(status, "cache").get("last_error"):
             yield f"Last trouble with sending: {error}"
-    if (
-        clouds
-        and _number(_table(status, "space"), "total_bytes")
-        and not _number(_table(status, "space"), "free_bytes")
-    ):
+    space = _table(status, "space")
+    if clouds and "free_bytes" in space and _number(space, "free_bytes") < CHUNK_SIZE_BYTES:
         yield f"The clouds are full: delete something, raise a limit, or add a cloud: cuckoo cloud add NAME URL{option}"
     yield from _redundancy_notes(status, option)
     if len(clouds) == 1 and _is_folder(str(clouds[0].get("url", ""))):

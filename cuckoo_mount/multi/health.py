@@ -49,10 +49,14 @@ class Condition(Enum):
 
 
 class Request(Enum):
-    """What was asked; a read that works says nothing about room, and only a probe says whose the place is."""
+    """What was asked; a read that works says nothing about room, and only a probe says whose the place is.
+
+    NOTE: a small object was stored or deleted, which a cloud may do that has no room for a share.
+    """
 
     PROBE = "probe"
     READ = "read"
+    NOTE = "note"
     WRITE = "write"
     DELETE = "delete"
 
@@ -113,7 +117,7 @@ def _after_success(state: State, request: Request) -> State:
         return state if full else State(Condition.OK, last_error=state.last_error)
     if state.condition in (Condition.UNKNOWN, Condition.NOT_OURS):
         return state  # until drive.json was read there
-    if state.condition is Condition.FULL and request is Request.READ:
+    if state.condition is Condition.FULL and request in (Request.READ, Request.NOTE):
         return state
     return State(Condition.OK, last_error=state.last_error)
 

@@ -185,7 +185,9 @@ class MultiFS:
                 if share.cloud == cloud
             ]
             try:
-                await self._ask_if_up(cloud, jobs.delete_many, names, deadline_s=TRANSFER_BASE_S + len(names))
+                await self._ask_if_up(
+                    cloud, jobs.delete_many, names, request=Request.DELETE, deadline_s=TRANSFER_BASE_S + len(names)
+                )
             except CloudError:
                 kept.update(pack.pack_id for pack in packs[start:])
                 return
@@ -206,11 +208,21 @@ class MultiFS:
         ]
         return not any(isinstance(answer, CuckooError) for answer in await gather(calls))
 
-    async def _ask_if_up(self, cloud: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
-        """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError."""
+    async def _ask_if_up(
+        self,
+        cloud: CloudName,
+        job: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        request: Request = Request.NOTE,
+    ) -> T:
+        """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError.
+
+        `request` DELETE: what is deleted was stored, so that it makes room.
+        """
         if not self._health.is_up(cloud):
             await self._requests.probe_if_due(cloud)
-        return await self._requests.ask(cloud, Request.DELETE, job, *args, deadline_s=deadline_s)
+        return await self._requests.ask(cloud, request, job, *args, deadline_s=deadline_s)
 
     # -- clouds --
 
@@ -238,7 +250,7 @@ class MultiFS:
         """
         if not self._health.is_up(name):
             await self._requests.probe_if_due(name)
-        return await self._requests.ask(name, Request.WRITE, job, *args, deadline_s=deadline_s)
+        return await self._requests.ask(name, Request.NOTE, job, *args, deadline_s=deadline_s)
 
     async def consult(self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
         """As `ask`, for a job that only reads: that it works says nothing about room."""

@@ -39,7 +39,7 @@ class Sizes:
     pack_bytes: int
 
 
-SHORT: Final = Sizes(cloud=40, file=24, big=80, pack_bytes=4 << 20)
+SHORT: Final = Sizes(cloud=24, file=10, big=30, pack_bytes=2 << 20)
 LONG: Final = Sizes(cloud=500, file=300, big=1000, pack_bytes=16 << 20)
 
 
