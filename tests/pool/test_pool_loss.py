@@ -55,7 +55,7 @@ class Work:
     pack_bytes: int
 
 
-SHORT: Final = Work(("json", "email", "http", "xml", "ctypes"), "8m", 2 << 20)
+SHORT: Final = Work(("json", "email", "http", "xml", "asyncio"), "8m", 1 << 20)
 LONG: Final = Work((".",), "200m", 16 << 20)
 
 
