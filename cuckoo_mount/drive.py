@@ -156,9 +156,7 @@ class Drive:
     async def status(self) -> dict[str, object]:
         """Return the drive's part of `status --json`; never waits for a cloud."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
-        if not await self._metadata.pack_intents():
-            # Else the shares of packs that are on their way are in nobody's rows.
-            self._multifs.set_usage(await self._metadata.cloud_usage())
+        await self._housekeeper.correct_usage()
         degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,

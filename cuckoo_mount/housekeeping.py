@@ -54,6 +54,7 @@ class Housekeeper:
         self._short_of_room = trio.Event()
         self._seen_died_bytes = -1
         cache.when_full(self._may_make_room)
+        collector.healer.may_free = self._may_make_room
 
     @property
     def may_write(self) -> bool:
@@ -66,6 +67,11 @@ class Housekeeper:
             nursery.start_soon(self._every_minute)
             nursery.start_soon(self._make_room)
             nursery.start_soon(self._collector.run_healing, lambda: self.may_write)
+
+    async def correct_usage(self) -> None:
+        """Have the clouds' room counted anew from the metadata, unless shares are on their way that have no rows."""
+        if not await self._metadata.pack_intents():
+            self._multifs.set_usage(await self._metadata.cloud_usage())
 
     def healing(self, degraded: int) -> Healing:
         """Return how healing goes, with so many packs left."""
@@ -112,6 +118,7 @@ class Housekeeper:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
+            await self.correct_usage()
             if self.may_write:
                 await self._roster.sign_new()
                 await self._engine.look_after()
@@ -130,10 +137,10 @@ class Housekeeper:
         return True
 
     async def _make_room(self) -> None:
-        """Whenever a writer found the clouds full, and something has died since the last time: delete it.
+        """Whenever a writer, or healing, found the clouds full, and something died since the last time: delete it.
 
         Kept epochs or not: a drive that is full keeps no older states, they are given up before a program is told that
-        there is no room.
+        there is no room, and before data stay with too few shares.
         """
         pause_s = MAKE_ROOM_PAUSE_S
         while True:
@@ -150,6 +157,7 @@ class Housekeeper:
             self._short_of_room = trio.Event()
             self._note(collected)
             self._cache.retry_sending()
+            self._collector.healer.wake()
             # One that gave nothing back is not worth an epoch every second.
             pause_s = MAKE_ROOM_PAUSE_S if collected.freed_bytes else min(2 * pause_s, MAKE_ROOM_PAUSE_MAX_S)
             await trio.sleep(pause_s)

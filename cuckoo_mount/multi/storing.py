@@ -37,15 +37,18 @@ class PackStorer:
         self._health = health
         self._drive_id = drive_id
         self._strays: dict[bytes, set[CloudName]] = {}
-        self._halfway: dict[bytes, dict[int, ShareRow]] = {}
+        self._halfway: dict[bytes, _Upload] = {}
 
     def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
         """Return, and forget, the clouds where a failed upload of the pack may have left an object; see MultiFS."""
         return frozenset(self._strays.pop(pack_id, set()) - {share.cloud for share in shares})
 
     def forget(self, pack_id: bytes) -> None:
-        """Forget the shares of an upload that was not finished: the pack is withdrawn."""
-        self._halfway.pop(pack_id, None)
+        """Forget the shares of an upload that was not finished, and the room they take: the pack is withdrawn."""
+        upload = self._halfway.pop(pack_id, None)
+        if upload is not None:
+            for cloud in upload.clouds:
+                self._rooms.note_deleted(cloud, [upload.share_bytes])
 
     async def put_pack(
         self,
@@ -62,12 +65,13 @@ class PackStorer:
         upload = _Upload(
             pack_id, path, size_bytes, parse_policy(policy), fragments or share_digest, rewriting=rewriting
         )
-        upload.stored.update(self._halfway.pop(pack_id, {}))
+        if pack_id in self._halfway:
+            upload.stored.update(self._halfway.pop(pack_id).stored)
         try:
             await self._put_all(upload)
         except BaseException:
             if upload.stored:
-                self._halfway[pack_id] = dict(upload.stored)
+                self._halfway[pack_id] = upload
             raise
         return tuple(upload.stored[share] for share in sorted(upload.stored))
 

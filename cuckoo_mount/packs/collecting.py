@@ -125,8 +125,7 @@ class Collector:
         """
         async with self._lock:
             self._compactor.unreachable.clear()
-            await self._writer.withdraw_left()
-            await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.shares)
+            await self._withdraw()
             healed = await self.healer.heal_all() if thorough else 0
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
@@ -148,6 +147,11 @@ class Collector:
             objects_young=young,
         )
 
+    async def _withdraw(self) -> None:
+        """Delete what uploads that were given up have left."""
+        await self._writer.withdraw_left()
+        await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.shares)
+
     async def run_healing(self, may_write: Callable[[], bool]) -> None:
         """Heal whatever can be, as it comes, until cancelled; see `Healer.run`."""
         await self.healer.run(self._lock, may_write)
@@ -155,10 +159,13 @@ class Collector:
     async def make_room(self, *, oldest_kept_epoch: OldestKept) -> Collected:
         """Delete what is dead; if nothing was, compact a few packs that free most, and delete those.  Checkpoint.
 
+        What failed uploads have left goes, too.
+
         For clouds that have no room any more: needs little of it, and lists nothing.  Raises: MetadataError.
         """
         compacted = 0
         async with self._lock:
+            await self._withdraw()
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=True)
             if not garbage.packs:
                 fills = self._readable(await self._metadata.pack_fills(100, 0))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import trio
@@ -24,7 +24,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.choosing import fill_of
 from cuckoo_mount.packs.compaction import Compactor
-from cuckoo_mount.packs.writer import PackWriter
+from cuckoo_mount.packs.writer import FRAME_BYTES, FRAME_PART, PackWriter
 from cuckoo_mount.types import PackNo, PackRow
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,9 @@ class Healer:
         self._writer = writer
         self._compactor = compactor
         self._is_idle = is_idle
+        self.may_free: Callable[[], bool] = lambda: False
+        """Asked whether room is being made, or will be, when packs are not healed for want of room; then `wake`."""
+        self._needs_room = False
         self._rate_bytes = rate_bytes
         self._waiting: deque[PackNo] = deque()
         self._aside: set[PackNo] = set()
@@ -116,6 +119,9 @@ class Healer:
                     done = await self.heal_batch()
             if done is not None:
                 await trio.sleep(self._pause_s(done))
+            elif self._needs_room and self.may_free():
+                # What was healed before is kept twice, until older epochs are given up.
+                await self._wake.wait()
             else:
                 await self._wait(clouds)
 
@@ -134,6 +140,13 @@ class Healer:
         None: there is none, or it is not possible now.  Checkpoint, may be cancelled anywhere.  Raises: MetadataError.
         """
         while batch := await self._next_batch():
+            if not self._has_room(batch):
+                self._waiting.extendleft(pack.number for pack in reversed(batch[1:]))
+                batch = batch[:1]
+                if not self._has_room(batch):
+                    self._needs_room = True
+                    self._waiting.clear()
+                    return None
             began_s = trio.current_time()
             try:
                 is_done = await self._compactor.compact(tuple(fill_of(pack) for pack in batch))
@@ -180,6 +193,7 @@ class Healer:
             pack = await self._metadata.find_pack(pack_id)
             if pack is not None and not self._is_out(pack.number):
                 self._waiting.append(pack.number)
+        self._needs_room = False
         hurt = frozenset(self._waiting)
         for number in await self._metadata.degraded(LOOKED_AT):
             if number not in hurt and not self._is_out(number):
@@ -197,9 +211,26 @@ class Healer:
 
     def _can_improve(self, pack: PackRow) -> bool:
         """Return whether a new pack would get more shares than this one has on the drive's clouds."""
-        have = sum(share.cloud in self._multifs.names for share in pack.shares)
-        needed = parse_policy(pack.policy).data
-        return have >= needed and self._multifs.shares_possible(pack.size_bytes, self._writer.policy) > have
+        have = self._have(pack)
+        if have < parse_policy(pack.policy).data:
+            return False
+        if self._shares_possible(pack.size_bytes) > have:
+            return True
+        self._needs_room |= self._shares_possible(0) > have
+        return False
+
+    def _has_room(self, batch: Sequence[PackRow]) -> bool:
+        """Return whether the new pack would get more shares than one of these has, or all there can be."""
+        used_bytes = sum(pack.used_bytes for pack in batch)
+        wanted = min(self._writer.shares, min(self._have(pack) for pack in batch) + 1)
+        return self._shares_possible(used_bytes + used_bytes // FRAME_PART + FRAME_BYTES) >= wanted
+
+    def _have(self, pack: PackRow) -> int:
+        """Return how many shares are on the drive's clouds."""
+        return sum(share.cloud in self._multifs.names for share in pack.shares)
+
+    def _shares_possible(self, size_bytes: int) -> int:
+        return self._multifs.shares_possible(size_bytes, self._writer.policy)
 
     # -- politeness --
 

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 BUILD_DEADLINE_S: Final = 120.0
 """Sealing takes a fraction of a second; the rest is for a disk that is busy flushing."""
 
-_FRAME_BYTES: Final = 4096
-_FRAME_PART: Final = 32
+FRAME_BYTES: Final = 4096
+FRAME_PART: Final = 32
 """About what a pack needs besides its chunks.  Thousands of tiny chunks need more: whoever sends halves it then."""
 
 
@@ -106,15 +106,15 @@ class PackWriter:
 
     def is_too_big(self, size_bytes: int) -> bool:
         """Return whether a pack of that size finds no room now, and a smaller one would."""
-        return self.is_full(size_bytes) and not self.is_full(CHUNK_SIZE_BYTES + _FRAME_BYTES)
+        return self.is_full(size_bytes) and not self.is_full(CHUNK_SIZE_BYTES + FRAME_BYTES)
 
     def room_bytes(self) -> int:
         """Return up to how many plain bytes a pack may have now: fewer than a full one where clouds are nearly full.
 
         At least one chunk, whether or not there is room for it.
         """
-        room = self._multifs.largest_pack_bytes(self._policy, at_least=CHUNK_SIZE_BYTES + _FRAME_BYTES)
-        return min(self.pack_size_bytes, max(CHUNK_SIZE_BYTES, room - room // _FRAME_PART - _FRAME_BYTES))
+        room = self._multifs.largest_pack_bytes(self._policy, at_least=CHUNK_SIZE_BYTES + FRAME_BYTES)
+        return min(self.pack_size_bytes, max(CHUNK_SIZE_BYTES, room - room // FRAME_PART - FRAME_BYTES))
 
     async def build(self, sources: Sequence[ChunkSource], *, seal_repeats: bool = False) -> BuiltPack:
         """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.

@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from attrs import evolve, frozen
 
 from cuckoo_mount.config import write_config
 from tests.pool.conftest import MakePool
-from tests.pool.pooling import Place, PoolMount, folder_place, take_inventory
+from tests.pool.pooling import Place, PoolMount, folder_place, hide, take_inventory
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
@@ -93,8 +94,22 @@ def fill(mount: PoolMount, sizes: Sizes, files: int) -> dict[str, int]:
     raise AssertionError("everything fitted: the test proves nothing")
 
 
-def run(mount: PoolMount, sizes: Sizes, *, clouds: int, parts: float, files: int) -> None:
-    """`parts`: of what the clouds have, how much is files; the rest is redundancy."""
+def replace_first(mount: PoolMount, new: Path) -> None:
+    """Lose a cloud of a full drive: there is little room to write anew what has too few shares now."""
+    lost = mount.places[0]
+    hide([lost])
+    mount.cuckoo("cloud", "remove", lost.name, "--lost", "--yes")
+    new.mkdir()
+    mount.cuckoo("cloud", "add", "new", new, "--capacity", f"{SHORT.cloud}MB")
+    assert mount.status()["space"]["free_bytes"] <= 2 * MB
+    while mount.status()["packs"]["degraded"]:
+        time.sleep(0.1)
+    assert mount.status()["space"]["free_bytes"] <= 5 * MB
+    Path(lost.config.url).mkdir()  # empty, for the inventory
+
+
+def run(mount: PoolMount, sizes: Sizes, *, clouds: int, parts: float, files: int, new: Path | None = None) -> None:
+    """`parts`: of what the clouds have, how much is files; the rest is redundancy.  `new`: for another cloud."""
     write_config(evolve(mount.configure(cache_limit="1GiB"), pack_size_bytes=sizes.pack_bytes), mount.paths)
     mount.start()
     room = sizes.cloud * MB * clouds * parts
@@ -123,6 +138,8 @@ def run(mount: PoolMount, sizes: Sizes, *, clouds: int, parts: float, files: int
     mount.sync()
     assert mount.pending()["bytes"] == 0
     assert mount.status()["packs"]["degraded"] == 0
+    if new is not None:
+        replace_first(mount, new)
     mount.evict()
     mount.drop_caches()
     for name, size_bytes in written.items():
@@ -140,7 +157,7 @@ def run(mount: PoolMount, sizes: Sizes, *, clouds: int, parts: float, files: int
 def test_clouds_with_a_limit(tmp_path: Path, make_pool: MakePool, redundancy: str, parts: float) -> None:
     places = [folder_place(tmp_path / "clouds", name, capacity=f"{SHORT.cloud}MB") for name in "abcde"]
     mount = make_pool(places, redundancy=redundancy)
-    run(mount, SHORT, clouds=5, parts=parts, files=10)
+    run(mount, SHORT, clouds=5, parts=parts, files=10, new=None if redundancy == "none" else tmp_path / "new")
     assert all(place.used_bytes() <= SHORT.cloud * MB for place in places)
 
 
