@@ -6,6 +6,7 @@ written meanwhile has three, and healing brings back the other two by itself.
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from tests.programs.running import PROGRAM_S, need
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 LIBRARY: Final = Path(subprocess.__file__).parent
+OLD_PACKS: Final = 8
 PATIENCE_S: Final = 300.0
 JOBS: Final = """
 [global]
@@ -108,6 +110,11 @@ def lose(places: Sequence[Place]) -> None:
         shutil.rmtree(f"{place.config.url}.away")
 
 
+def old_bytes(work: Work, number: int) -> bytes:
+    """Return what fills a pack."""
+    return random.Random(number).randbytes(work.pack_bytes)
+
+
 def degraded(mount: PoolMount) -> int:
     return int(mount.status()["packs"]["degraded"])
 
@@ -120,9 +127,12 @@ def run(mount: PoolMount, folder: Path, work: Work, new: Sequence[Path]) -> None
     for path in (before, during, fio):
         path.mkdir()
     mount.run(*copy_command(work, before), timeout_s=PROGRAM_S)
+    for number in range(OLD_PACKS):
+        (mount.path / f"old {number}").write_bytes(old_bytes(work, number))
     mount.sync()
     assert degraded(mount) == 0
     packs_before = mount.status()["packs"]["count"]
+    assert packs_before > OLD_PACKS
     jobs = folder / "jobs"
     jobs.write_text(JOBS.format(folder=fio, size=work.fio_size))
 
@@ -164,6 +174,8 @@ def verify(mount: PoolMount, work: Work, jobs: Path) -> None:
     mount.drop_caches()
     assert_copied(mount, work, mount.path / "before")
     assert_copied(mount, work, mount.path / "during")
+    for number in range(OLD_PACKS):
+        assert (mount.path / f"old {number}").read_bytes() == old_bytes(work, number)
     mount.run("fio", "--verify_only", jobs, timeout_s=PROGRAM_S)
 
 
