@@ -79,11 +79,26 @@ class CollectedCatalogue(PackCatalogue, Protocol):
         Those first that can lose the fewest.  Reads all packs.
         """
 
+    async def living_on(self, cloud: CloudName, limit: int) -> list[PackNo]:
+        """Return up to `limit` living packs with a share on this cloud, by number.  Reads all shares."""
+
     async def pack_fills(self, percent: int, small_bytes: int) -> list[PackFill]:
         """Return the packs alive of whose bytes at most `percent` % live, or < `small_bytes` sealed bytes."""
 
     async def versions_in(self, pack: PackNo) -> list[StoredVersion]:
         """Return the versions that live in a pack, by offset."""
+
+    async def redundancies_in(self, pack: PackNo) -> list[tuple[VersionNo, str | None]]:
+        """Return, for each version in a pack, the redundancies of the files that name it; None: they have none."""
+
+    async def get_setting(self, key: str) -> str | None:
+        """Return a setting of the drive, None when it is not there."""
+
+    async def set_setting(self, key: str, value: str) -> None:
+        """Set a setting of the drive."""
+
+    async def delete_setting(self, key: str) -> None:
+        """Remove a setting of the drive, if it is there."""
 
     async def move_versions(
         self,
@@ -98,3 +113,44 @@ class CollectedCatalogue(PackCatalogue, Protocol):
 
         A version that died meanwhile is left out; a pack that nothing is left in is dead.  Else as `finish_pack`.
         """
+
+
+class ScrubbedCatalogue(CollectedCatalogue, Protocol):
+    """What scrubbing.py asks besides."""
+
+    async def newest_pack(self) -> PackNo:
+        """Return the highest number of a pack; 0: there is none."""
+
+    async def count_shares(self, after: PackNo, last: PackNo) -> tuple[int, int]:
+        """Return how many shares living packs behind `after` and up to `last` have, and their bytes.  Reads all."""
+
+    async def drop_shares(
+        self, number: PackNo, shares: Collection[ShareRow], *, left_over: Collection[CloudName] = ()
+    ) -> int:
+        """Remove the rows of shares that are lost or damaged, and return how many these were.
+
+        So the pack counts as degraded.  Only rows that are still as given, of a pack that lives; and none of them if
+        fewer would be left than reading the pack takes (I-8).  `left_over`: clouds where an object of the share is
+        still there, which becomes a stray.
+        """
+
+    async def degraded_packs(self) -> int:
+        """Return how many living packs have fewer shares on the drive's clouds than their policy wants.
+
+        Reads all of them.
+        """
+
+    async def paths_of(self, versions: Collection[VersionNo], limit: int) -> list[bytes]:
+        """Return up to `limit` names, as paths from the root, of files with a chunk of one of these versions.
+
+        At most some hundred versions.  Reads all names.
+        """
+
+    async def local_settings(self, prefix: str) -> dict[str, str]:
+        """Return all settings of this machine's copy whose key begins with `prefix`, sorted by key."""
+
+    async def set_locals(self, local: Mapping[str, str | None]) -> None:
+        """Set settings of this machine's copy, in one change; None removes one."""
+
+    async def commit(self) -> bool:
+        """Commit what was changed so far, so that it survives a kill of this process; return whether there was any."""

@@ -7,44 +7,53 @@ knows all layers.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
 
 import trio
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache, open_session
-from cuckoo_mount.cache.pressure import CacheLimits
-from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.config import DriveConfig, DrivePaths
+from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
+from cuckoo_mount.errors import ReadOnly
 from cuckoo_mount.housekeeping import Housekeeper
+from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
-from cuckoo_mount.multi.health import Condition, Health
+from cuckoo_mount.multi.health import USABLE, Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
+from cuckoo_mount.multi.policies import Policies
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
+from cuckoo_mount.packs.repacking import is_repacking, load_policies
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
+from cuckoo_mount.parted.durability import Durability
+from cuckoo_mount.parted.partedfs import PartedFS
+from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.preparing import (
     EPOCHS_FOLDER,
     MEETING_S,
     WRITING,
     Terms,
+    cache_limits,
     join_clouds,
     known_clouds,
     open_metadata,
     read_ledger,
+    settled_config,
 )
+from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
+from cuckoo_mount.rules import Rules, cloud_room, clouds_wanted, places_of, space_left
+from cuckoo_mount.scrubbing import DriveScrubber, open_scrubber
 from cuckoo_mount.slots import DriveSlots
-from cuckoo_mount.workers import open_worker_pool
+from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 log = logging.getLogger(__name__)
 FAREWELL_S: Final = 10.0
@@ -74,11 +83,18 @@ class Drive:
         cache: ChunkCache,
         filesystem: PartedFS,
         housekeeper: Housekeeper,
+        collector: Collector,
         engine: EpochEngine,
+        scrubber: DriveScrubber,
+        rules: Rules,
         terms: Terms,
+        pool: WorkerPool,
+        writer: PackWriter,
     ) -> None:
         self.roster: Final = roster
+        self.scrubber: Final = scrubber
         self.slots: Final = slots
+        self.rules: Final = rules
         self.filesystem: Final = filesystem
         self._metadata = metadata
         self._multifs = multifs
@@ -86,6 +102,18 @@ class Drive:
         self._housekeeper = housekeeper
         self._engine = engine
         self._terms = terms
+        self.drainer: Final = Drainer(
+            roster,
+            metadata,
+            multifs,
+            pool,
+            writer,
+            collector,
+            engine,
+            drive_id=roster.config.drive_id,
+            may_write=self._may_write,
+        )
+        self.rebalancer: Final = Rebalancer(metadata, multifs, writer, collector, engine, may_write=self._may_write)
 
     @property
     def config(self) -> DriveConfig:
@@ -145,8 +173,7 @@ class Drive:
             self._cache.retry_sending()
 
     def _state(self) -> str:
-        conditions = [cloud.state for cloud in self._multifs.statistics()]
-        good = [condition == Condition.OK.value for condition in conditions]
+        good = [Condition(cloud.state) in USABLE for cloud in self._multifs.statistics()]
         if not self._terms.writing or self._engine.refused:
             return "read-only"
         if not any(good):
@@ -160,7 +187,7 @@ class Drive:
         degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
-            "redundancy": self.config.redundancy,
+            **self.rules.status(),
             "state": "degraded" if degraded and self._state() == "ok" else self._state(),
             "pending": asdict(self.pending()),
             "epoch": self.epoch(),
@@ -178,16 +205,18 @@ class Drive:
                 "packs_sent": cache.packs_sent,
                 "last_error": cache.last_error,
             },
-            "clouds": [asdict(cloud) for cloud in self._multifs.statistics()],
+            "clouds": [asdict(cloud) for cloud in (*self._multifs.statistics(), *self.roster.apart())],
             "packs": {
                 "count": held.packs,
                 "live_bytes": held.pack_live_bytes,
                 "stored_bytes": held.pack_stored_bytes,
                 "degraded": degraded,
                 "healing": asdict(self._housekeeper.healing(degraded)),
+                "repacking": await is_repacking(self._metadata),
             },
             "space": await self._space(),
             "files": held.inodes,
+            "scrub": await self.scrubber.last(),
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
 
@@ -205,6 +234,14 @@ class Drive:
         while freed := await self._cache.evict(1 << 40):
             total += freed
         return total
+
+    def check_writable(self) -> None:
+        """Raises: ReadOnly where nothing may be changed."""
+        if not self._may_write():
+            raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing was done")
+
+    def _may_write(self) -> bool:
+        return self._terms.writing and not self._engine.refused
 
     async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
         """Delete what is dead and compact what is mostly dead; see `Housekeeper.collect`.
@@ -226,13 +263,13 @@ async def open_drive(
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_worker_pool())
-        keys, policy = DriveKeys(drive_key), parse_policy(config.redundancy)
+        keys, policies = DriveKeys(drive_key), Policies(config.redundancy)
         multifs = MultiFS(
             await known_clouds(config, paths, pool),
             pool,
             Health(),
             config.drive_id,
-            share_bytes=policy.share_bytes(config.pack_size_bytes),
+            share_bytes=parse_policy(policies.default).share_bytes(config.pack_size_bytes),
         )
         joining = Joining(
             clouds=multifs,
@@ -241,16 +278,17 @@ async def open_drive(
             state_folder=paths.state,
             folder=paths.state / EPOCHS_FOLDER,
             encrypted=config.encrypted,
-            wanted=partial(_wanted, multifs, policy),
+            wanted=partial(clouds_wanted, multifs, policies),
             drive_name=config.name,
         )
         joined = await join_clouds(joining, multifs, config, paths, terms)
         metadata = await open_metadata(config, paths)
         stack.push_async_callback(metadata.aclose)
-        config = await _settled(config, metadata)
+        config = await settled_config(config, metadata)
         slots = DriveSlots(metadata, config.drive_id, drive_key)
         await slots.ensure_recovery()
-        policy = parse_policy(config.redundancy)
+        policies.set_default(config.redundancy)
+        await load_policies(metadata, policies)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
         multifs.set_usage(await metadata.cloud_usage())
         writer = PackWriter(
@@ -261,7 +299,7 @@ async def open_drive(
             paths.state / "staging",
             drive_id=config.drive_id,
             encrypted=config.encrypted,
-            policy=format_policy(policy),
+            policies=policies,
             pack_size_bytes=config.pack_size_bytes,
         )
         roster = Roster(config, paths, metadata, multifs, pool, writer, keys=keys, load_slots=slots.objects)
@@ -277,12 +315,21 @@ async def open_drive(
             writer,
             state_folder=paths.state,
             cache_folder=paths.cache,
-            limits=_limits(config, paths, metadata),
+            limits=cache_limits(config, paths, metadata),
             digest=keys.chunk_digest,
             ticks=ticks,
-            cloud_room=partial(_cloud_room, multifs, policy),
+            cloud_room=partial(cloud_room, multifs, policies),
         )
-        filesystem = PartedFS(metadata, cache, space=partial(_space_left, cache), deadline_s=config.deadline_s)
+        durability = Durability(metadata, lambda: send_all_insisting(drive), deadline_s=config.deadline_s)
+        await durability.load()
+        filesystem = PartedFS(
+            metadata,
+            cache,
+            space=partial(space_left, cache),
+            redundancy=Redundancy(metadata, policies, partial(places_of, multifs)),
+            durability=durability,
+            deadline_s=config.deadline_s,
+        )
         collector = Collector(
             metadata,
             multifs,
@@ -301,11 +348,29 @@ async def open_drive(
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
         housekeeper = Housekeeper(roster, metadata, multifs, cache, collector, engine, writing=terms.writing)
-        drive = Drive(roster, slots, metadata, multifs, cache, filesystem, housekeeper, engine, terms)
+        scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
+        rules = Rules(metadata, multifs, roster, policies, durability)
+        drive = Drive(
+            roster,
+            slots,
+            metadata,
+            multifs,
+            cache,
+            filesystem,
+            housekeeper,
+            collector,
+            engine,
+            scrubber,
+            rules,
+            terms,
+            pool,
+            writer,
+        )
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(housekeeper.run)
             if terms.writing:
                 nursery.start_soon(engine.run)
+                nursery.start_soon(drive.drainer.run)
             try:
                 yield drive
             finally:
@@ -318,54 +383,13 @@ def _refuse(filesystem: PartedFS, cache: ChunkCache, reason: str) -> None:
     cache.stop_sending()
 
 
-def _wanted(multifs: MultiFS, policy: Policy) -> int:
-    """Return on how many clouds an epoch is durable (design §3.5)."""
-    writable = sum(multifs.takes_objects(name) for name in multifs.names)
-    return max(1, min(writable, max(policy.parity + 1, 2)))
-
-
 async def _meet_clouds(roster: Roster, multifs: MultiFS, terms: Terms) -> None:
     """Look which clouds are there, for a short while: whoever comes later is met by the housekeeping."""
     await roster.load(writing=terms.writing)
     with trio.move_on_after(MEETING_S) as scope:
-        unknown = [cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value]
-        await multifs.probe(unknown)
+        await multifs.probe([cloud.name for cloud in multifs.statistics() if cloud.state == Condition.UNKNOWN.value])
         if terms.writing:
             await roster.sign_new()
         await multifs.refresh_space()
     if scope.cancelled_caught:
         log.warning("not every cloud answered within %.0f s; the drive starts without them", MEETING_S)
-
-
-async def _settled(config: DriveConfig, metadata: Metadata) -> DriveConfig:
-    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
-    redundancy = await metadata.get_setting("redundancy") or config.redundancy
-    if parse_policy(redundancy) != parse_policy(config.redundancy):
-        log.warning(
-            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
-        )
-    encrypted = await metadata.get_setting("encryption") != "none"
-    if encrypted != config.encrypted:
-        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
-    return evolve(config, redundancy=redundancy, encrypted=encrypted)
-
-
-def _limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
-    """Return the cache's limits: as configured, and at most half of what is free besides what is held already."""
-    status = os.statvfs(paths.state)
-    held = metadata.statistics()
-    free = status.f_bavail * status.f_frsize
-    share = held.dirty_bytes + held.clean_bytes + free // 2
-    limit = max(16 << 20, min(config.cache_limit_bytes, share))
-    return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))
-
-
-def _cloud_room(multifs: MultiFS, policy: Policy) -> Space | None:
-    """Return what the clouds can hold and still take.  A drive without any is limited by the local disk."""
-    return multifs.space_left(policy) if multifs.names else None
-
-
-async def _space_left(cache: ChunkCache) -> SpaceLeft:
-    await trio.lowlevel.checkpoint()
-    room = cache.cloud_room()
-    return SpaceLeft(0, 0) if room is None else SpaceLeft(room.total_bytes, room.free_bytes)

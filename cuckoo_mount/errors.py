@@ -9,8 +9,9 @@
     │       NameTooLong, NoSpace, TooManyLinks, NoAttribute, ReadOnly, NotSupported, StaleInode,
     │       DataUnavailable (EIO), DataTimeout (ETIMEDOUT), FileTooBig, Busy
     ├── CloudError                   one cloud failed; carries its name and the object's
-    │   └── CloudUnavailable (try again later), CloudTimeout, CloudFull, CloudRefused (credentials, permission),
-    │       CloudMissing (no such object), CloudCorrupt (bytes are not what was stored), CloudNotOurs (drive.json)
+    │   └── CloudUnavailable (try again later), CloudTimeout, CloudBusy (too many requests), CloudFull,
+    │       CloudRefused (permission), CloudNeedsLogin (credentials), CloudMissing (no such object),
+    │       CloudCorrupt (bytes are not what was stored), CloudNotOurs (drive.json)
     ├── FormatError                  stored bytes we cannot read: damaged, or newer than this program
     └── MetadataError                the local database is damaged, too new, or was lost
 
@@ -158,7 +159,15 @@ class CloudError(CuckooError):
         what = f"{self.name}: " if self.name else ""
         return f"{where}{what}{self.message}"
 
-    def __reduce__(self) -> tuple[object, tuple[type[CloudError], str, str, str]]:
+    def retold(self, message: str | None = None, *, cloud: str | None = None, name: str | None = None) -> CloudError:
+        """Return the same error with another text, cloud or object; None: as it was."""
+        return type(self)(
+            self.message if message is None else message,
+            cloud=self.cloud if cloud is None else cloud,
+            name=self.name if name is None else name,
+        )
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         # Crosses the pipe from a worker process; keyword-only arguments need help.
         return _rebuild_cloud_error, (type(self), self.message, self.cloud, self.name)
 
@@ -175,12 +184,37 @@ class CloudTimeout(CloudUnavailable):
     """The deadline passed; whether the object was stored is not known."""
 
 
+class CloudBusy(CloudUnavailable):
+    """It was asked too much, and says so.  `retry_after_s`: how long it wants to be left alone; 0: it did not say."""
+
+    def __init__(self, message: str, *, cloud: str = "", name: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message, cloud=cloud, name=name)
+        self.retry_after_s = retry_after_s
+
+    def retold(self, message: str | None = None, *, cloud: str | None = None, name: str | None = None) -> CloudBusy:
+        found = super().retold(message, cloud=cloud, name=name)
+        assert isinstance(found, CloudBusy)
+        found.retry_after_s = self.retry_after_s
+        return found
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return _rebuild_cloud_busy, (self.message, self.cloud, self.name, self.retry_after_s)
+
+
+def _rebuild_cloud_busy(message: str, cloud: str, name: str, retry_after_s: float) -> CloudBusy:
+    return CloudBusy(message, cloud=cloud, name=name, retry_after_s=retry_after_s)
+
+
 class CloudFull(CloudError):
     """No room there; choose another cloud."""
 
 
 class CloudRefused(CloudError):
     """Credentials or permissions are wrong; trying again does not help."""
+
+
+class CloudNeedsLogin(CloudRefused):
+    """Credentials are missing, wrong, or have expired: nothing works there until there are others."""
 
 
 class CloudMissing(CloudError):

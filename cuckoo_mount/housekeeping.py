@@ -87,6 +87,9 @@ class Housekeeper:
             raise ReadOnly(self._engine.refused or "the drive is open for reading only; nothing is collected")
         if keep is None and self._is_tight():
             keep = 1
+        if thorough:
+            # One request each: what is read from a cloud that went away unnoticed is waited for up to the deadline.
+            await self._multifs.probe()
         oldest = self._trim(keep) if thorough else self._oldest_kept
         collected = await self._collector.collect(oldest_kept_epoch=oldest, thorough=thorough)
         if thorough and self._is_tight():
@@ -110,7 +113,7 @@ class Housekeeper:
         return room is not None and room.free_bytes < TIGHT_PART * room.total_bytes
 
     def _note(self, collected: Collected) -> None:
-        if collected.packs_deleted or collected.packs_compacted:
+        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed or collected.packs_repacked:
             log.info("collected: %s", collected)
             self._cache.retry_sending()
 
@@ -119,10 +122,13 @@ class Housekeeper:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             await self.correct_usage()
+            # Nothing here waits for its turn: that would keep the claim from being renewed while packs are moved or a
+            # cloud is cleared.
             if self.may_write:
-                await self._roster.sign_new()
+                if not self._roster.lock.locked():
+                    await self._roster.sign_new()
                 await self._engine.look_after()
-            if self.may_write:
+            if self.may_write and not self._collector.is_busy:
                 await self.collect(thorough=False)
 
     # -- room for writers --
@@ -148,7 +154,7 @@ class Housekeeper:
             died_bytes, collected = self._metadata.statistics().pack_died_bytes, Collected()
             try:
                 collected = await self._collector.make_room(oldest_kept_epoch=self._trim(1))
-                await self._multifs.refresh_space(self._multifs.short())
+                await self._multifs.refresh_space(self._multifs.rooms.short())
             except (CuckooError, OSError) as error:
                 if isinstance(error, MetadataError):
                     raise

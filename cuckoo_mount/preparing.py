@@ -15,6 +15,7 @@ from typing import Final
 import trio
 from attrs import evolve, frozen
 
+from cuckoo_mount.cache.pressure import CacheLimits
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.cloudsettings import NOTED_PREFIX, row_of, settings_of
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
@@ -27,18 +28,20 @@ from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.metadata.peek import peek_clouds, peek_local, peek_own_changes
 from cuckoo_mount.metadata.replay import build_store, catch_up, rebuild_store
 from cuckoo_mount.metadata.store import create_store, open_store
-from cuckoo_mount.multi.health import Condition
+from cuckoo_mount.multi.health import UP, Condition
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.records import CloudEntry, entry_of
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool, gather
+from cuckoo_mount.slotcopies import SIGNED_PREFIX, SWEPT_PREFIX
 from cuckoo_mount.slots import RECOVERY_KEY_SHOWN
-from cuckoo_mount.types import CloudName, CloudRow
+from cuckoo_mount.types import CloudName, CloudRow, CloudUse
 
 log = logging.getLogger(__name__)
 MEETING_S: Final = 10.0
 """How long a mount waits for clouds before it starts from what is here."""
 EPOCHS_FOLDER: Final = "epochs"
-_KEPT_LOCALS: Final = ("signed.", NOTED_PREFIX, RECOVERY_KEY_SHOWN)
+_KEPT_LOCALS: Final = (SIGNED_PREFIX, SWEPT_PREFIX, NOTED_PREFIX, RECOVERY_KEY_SHOWN)
 
 
 @frozen(slots=True, kw_only=True)
@@ -74,7 +77,8 @@ async def known_clouds(config: DriveConfig, paths: DrivePaths, pool: Pool) -> di
     entries = {CloudName(cloud.name): await cloud_entry(config.name, row_of(cloud), cloud) for cloud in config.clouds}
     if paths.metadata.exists():
         listed = await trio.to_thread.run_sync(peek_clouds, paths.metadata)
-        return {name: entry for name, entry in entries.items() if name in listed}
+        listed = {name: use for name, use in listed.items() if use is not CloudUse.DRAINED}
+        return {name: evolve(entry, use=listed[name]) for name, entry in entries.items() if name in listed}
     found = await gather([partial(_find_identity, pool, entry, config.drive_id) for entry in entries.values()])
     return {name: entry for (name, entry), known in zip(entries.items(), found, strict=True) if known is not None}
 
@@ -157,7 +161,7 @@ def _check_new(multifs: MultiFS, paths: DrivePaths) -> None:
         )
 
 
-_ANSWERS: Final = frozenset({Condition.OK.value, Condition.FULL.value, Condition.NOT_OURS.value})
+_ANSWERS: Final = frozenset(condition.value for condition in (*UP, Condition.NOT_OURS))
 
 
 async def open_metadata(config: DriveConfig, paths: DrivePaths) -> Metadata:
@@ -186,6 +190,19 @@ async def read_ledger(metadata: Metadata) -> tuple[Ledger, int]:
     return from_local(settings), int(settings.get(OLDEST, "0"))
 
 
+async def settled_config(config: DriveConfig, metadata: Metadata) -> DriveConfig:
+    """Return the configuration with what belongs to the drive as the drive itself has it (design §4)."""
+    redundancy = await metadata.get_setting("redundancy") or config.redundancy
+    if parse_policy(redundancy) != parse_policy(config.redundancy):
+        log.warning(
+            "redundancy %s in the configuration file has no effect: the drive has %s", config.redundancy, redundancy
+        )
+    encrypted = await metadata.get_setting("encryption") != "none"
+    if encrypted != config.encrypted:
+        log.warning("`encrypted` in the configuration file has no effect: it was decided when the drive was made")
+    return evolve(config, redundancy=redundancy, encrypted=encrypted)
+
+
 def _settings_of(config: DriveConfig) -> dict[str, str]:
     return {
         "drive_id": config.drive_id.hex(),
@@ -198,3 +215,13 @@ def _settings_of(config: DriveConfig) -> dict[str, str]:
 def view_config(config: DriveConfig, name: str) -> DriveConfig:
     """Return the configuration of a view of the drive, which is a drive of its own to this machine."""
     return evolve(config, name=name, mountpoint=None)
+
+
+def cache_limits(config: DriveConfig, paths: DrivePaths, metadata: Metadata) -> CacheLimits:
+    """Return the cache's limits: as configured, and at most half of what is free besides what is held already."""
+    status = os.statvfs(paths.state)
+    held = metadata.statistics()
+    free = status.f_bavail * status.f_frsize
+    share = held.dirty_bytes + held.clean_bytes + free // 2
+    limit = max(16 << 20, min(config.cache_limit_bytes, share))
+    return CacheLimits(limit_bytes=limit, floor_bytes=min(256 << 20, free // 4))

@@ -38,15 +38,17 @@ from cuckoo_mount.errors import (
 from cuckoo_mount.format import drive_prefix, keys_prefix, parse_key_slot_name
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.layers.keyslots import KeySlot, decode_slot
+from cuckoo_mount.metadata.catalogue import USE_PREFIX, use_of
 from cuckoo_mount.metadata.records import JournalRecord
 from cuckoo_mount.metadata.replay import build_store
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.multi.records import CloudEntry
-from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import Pool
+from cuckoo_mount.packs.repacking import POLICIES_SETTING
 from cuckoo_mount.preparing import EPOCHS_FOLDER, cloud_entry
-from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudRow
+from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudRow, CloudUse
 
 log = logging.getLogger(__name__)
 DOOR_DEADLINE_S: Final = 600.0
@@ -84,7 +86,10 @@ class Wishes:
 
 @frozen(slots=True, kw_only=True)
 class Found:
-    """The drive as the clouds show it.  `silent`: the clouds that do not answer, and why.  `claim`: who writes it."""
+    """The drive as the clouds show it.  `silent`: the clouds that do not answer, and why.  `claim`: who writes it.
+
+    `uses`: what the drive does with each cloud, by name.
+    """
 
     config: DriveConfig
     chain: Chain
@@ -94,6 +99,12 @@ class Found:
     wanted: int
     search: EpochSearch
     claim: Claim | None = None
+    uses: Mapping[str, CloudUse] = field(factory=dict)
+
+    @property
+    def asked(self) -> tuple[CloudConfig, ...]:
+        """The clouds on which something is: those that are not drained."""
+        return tuple(cloud for cloud in self.config.clouds if self.uses[cloud.name] is not CloudUse.DRAINED)
 
     @property
     def newer(self) -> tuple[Unusable, ...]:
@@ -159,9 +170,7 @@ class Recovery:
         await multifs.probe()
         found = await self._load(multifs, None)
         for _ in range(ROUNDS):
-            entries = {
-                CloudName(cloud.name): await self._entry(found.config.name, cloud) for cloud in found.config.clouds
-            }
+            entries = {CloudName(cloud.name): await self._entry(found.config.name, cloud) for cloud in found.asked}
             multifs = MultiFS(entries, self._pool, Health(), self._door.drive_id)
             await multifs.probe()
             newer = await self._load(multifs, found)
@@ -194,8 +203,11 @@ class Recovery:
                 silent = {cloud.name: cloud.last_error or cloud.state for cloud in multifs.statistics()}
                 for name in found.listings:
                     silent.pop(name, None)
-                writable = sum(not cloud.read_only for cloud in config.clouds)
-                wanted = max(1, min(writable, max(parse_policy(config.redundancy).parity + 1, 2)))
+                policies = Policies(config.redundancy, settings.get(POLICIES_SETTING, "").split())
+                uses = {cloud.name: use_of(settings.get(f"{USE_PREFIX}{cloud.name}")) for cloud in config.clouds}
+                normal = [cloud for cloud in config.clouds if uses[cloud.name] is CloudUse.NORMAL]
+                writable = sum(not cloud.read_only for cloud in normal)
+                wanted = max(1, min(writable, max(policies.losses + 1, 2)))
                 claim = await highest_claim(multifs, found, self._keys, self._door.drive_id)
                 return Found(
                     config=config,
@@ -206,6 +218,7 @@ class Recovery:
                     wanted=wanted,
                     search=search,
                     claim=claim,
+                    uses=uses,
                 )
         raise DataUnavailable("the epochs on the clouds are damaged again and again; try another cloud as URL")
 
@@ -260,7 +273,7 @@ class Recovery:
 
     def _check(self, found: Found) -> None:
         """Raises: ConfigurationError when that may not be the newest state, and nobody said that this is all right."""
-        epoch, names = found.tip.name.epoch, [cloud.name for cloud in found.config.clouds]
+        epoch, names = found.tip.name.epoch, [cloud.name for cloud in found.asked]
         if epoch < self._wishes.at_least_epoch:
             raise ConfigurationError(
                 f"the newest epoch is {epoch}, older than {self._wishes.at_least_epoch}; nothing was changed"

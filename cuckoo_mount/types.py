@@ -6,6 +6,7 @@ Units are in the names: `_ns` nanoseconds since the epoch, `_bytes` bytes, `_s` 
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Final, NewType
 
 from attrs import frozen
@@ -34,6 +35,8 @@ NAME_MAX_BYTES: Final = 255
 SYMLINK_MAX_BYTES: Final = 4095
 SIZE_MAX_BYTES: Final = (1 << 63) - 1
 LINK_MAX: Final = 65000
+REDUNDANCY_XATTR: Final = b"user.cuckoo.redundancy"
+"""Extended attribute of files and directories: the policy of a pack, as docs/format.md writes it."""
 
 
 @frozen(slots=True)
@@ -232,6 +235,19 @@ class PackRow:
     used_bytes: int = 0
 
 
+class CloudUse(Enum):
+    """What the drive does with a cloud; the values are part of the format (docs/format.md, `use.<cloud>`).
+
+    Neither of the others gets a pack or an epoch.  *Draining*: it is being emptied; *drained*: it is empty, and is not
+    asked for anything.
+    """
+
+    NORMAL = "normal"
+    NO_NEW = "no-new"
+    DRAINING = "draining"
+    DRAINED = "drained"
+
+
 @frozen(slots=True)
 class CloudRow:
     """A cloud as the drive's metadata lists it.  `cloud_id` 16 bytes, also in the cloud's drive.json."""
@@ -243,3 +259,13 @@ class CloudRow:
     reserve_bytes: int
     group: str
     read_only: bool
+    use: CloudUse = CloudUse.NORMAL
+
+
+@frozen(slots=True)
+class CloudLoad:
+    """What packs have on one cloud: how many living ones, their bytes there, and how many dead ones."""
+
+    living: int
+    living_bytes: int
+    dead: int

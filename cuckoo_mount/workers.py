@@ -41,6 +41,8 @@ IDLE_S: Final = 180.0
 """Longer than the pause between two renewals of the right to write: one worker stays, with its clouds open, else each
 renewal would start a process (0.3 s of CPU for an S3 client) and read drive.json again."""
 _LOSSES_MAX: Final = 1
+_MOVES_MAX: Final = 8
+"""So often a job starts again because another one in its process hung: that says nothing about its own cloud."""
 _UNKILLABLE_MAX: Final = 16
 """Killed processes that do not end (they hang in the kernel, say on a dead NFS server) before no more are started."""
 
@@ -62,6 +64,10 @@ class WorkerStatistics:
     repeated: int
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class _Job:
     """One call of `run` on its way: settled exactly once, by whoever learns what became of it."""
 
@@ -72,6 +78,7 @@ class _Job:
         self.deadline_s = deadline_s
         self.ends_at = math.inf
         self.losses = 0
+        self.moves = 0
         self.abandoned = False
         self.settled = trio.Event()
         self.outcome: outcome.Outcome[object] | None = None
@@ -108,14 +115,21 @@ class WorkerPool:
         self._last_number = 0
         self._counts = dict.fromkeys(("done", "failed", "timeouts", "started", "lost", "repeated"), 0)
 
-    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        started: Callable[[], object] = _nothing,
+    ) -> T:
         """Return function(*args), run in a worker process.  Checkpoint.
 
         `deadline_s` (> 0): how long one attempt may run, counted from when a worker gets it; for a limit that includes
-        waiting for a slot use a cancel scope around the call.
+        waiting for a slot use a cancel scope around the call.  `started` is called when a worker gets it.
         Raises: what the function raised (its remote traceback as a note; RuntimeError if it cannot be pickled);
         CloudTimeout after the deadline, when its process has been killed; CloudUnavailable if its worker was lost
-        twice, cannot be started, or the pool closes; pickle.PicklingError and the like for arguments.
+        twice (or nine times because other jobs in it hung), cannot be started, or the pool closes;
+        pickle.PicklingError and the like for arguments.
         """
         if self._closing:
             raise CloudUnavailable("worker processes have been stopped; the drive is closing")
@@ -124,6 +138,7 @@ class WorkerPool:
         self._last_number += 1
         job = _Job(self._last_number, payload, getattr(function, "__qualname__", repr(function)), deadline_s)
         self._place(job)
+        started()
         try:
             await job.settled.wait()
         finally:
@@ -203,16 +218,18 @@ class WorkerPool:
         worker.running.cancel()
         jobs, worker.jobs = [*worker.jobs.values()], {}
         now = trio.current_time()
+        has_hung = any(job.ends_at <= now for job in jobs)
         for job in jobs:
-            job.losses += 1
+            job.moves += has_hung
+            job.losses += not has_hung
             if job.ends_at <= now:
                 self._counts["timeouts"] += 1
                 text = f"{job.description} did not end within {job.deadline_s:g} s; its process was killed"
                 self._settle(job, outcome.Error(CloudTimeout(text)))
             elif reason or job.abandoned:
                 self._settle(job, outcome.Error(CloudUnavailable(reason or "nobody waits for it")))
-            elif job.losses > _LOSSES_MAX:
-                text = f"{job.description} lost its worker process twice; try again later"
+            elif job.losses > _LOSSES_MAX or job.moves > _MOVES_MAX:
+                text = f"{job.description} lost its worker process again and again; try again later"
                 self._settle(job, outcome.Error(CloudUnavailable(text)))
             else:
                 self._counts["repeated"] += 1

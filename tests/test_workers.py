@@ -174,6 +174,24 @@ async def test_a_job_past_its_deadline_is_killed_and_its_neighbour_starts_again(
     assert (statistics.timeouts, statistics.lost, statistics.repeated, statistics.done) == (1, 1, 1, 1)
 
 
+async def test_neighbours_that_hang_do_not_make_a_job_fail(tmp_path: Path) -> None:
+    said, until, results = tmp_path / "said", tmp_path / "until", list[int]()
+
+    async def work() -> None:
+        results.append(await pool.run(workerjobs.say_and_wait, str(said), str(until), deadline_s=LONG_S))
+
+    async with open_worker_pool(max_workers=1) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        for start in range(1, 5):
+            await wait_for_pids(said, start)
+            with pytest.raises(CloudTimeout):
+                await pool.run(workerjobs.hang, deadline_s=SHORT_S)
+        await wait_for_pids(said, 5)
+        await trio.to_thread.run_sync(until.touch)
+    assert len(results) == 1
+    assert pool.statistics().repeated == 4
+
+
 async def test_a_worker_killed_from_outside_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = tmp_path / "said"
     result: list[int] = []
@@ -202,7 +220,7 @@ async def test_an_idle_worker_killed_from_outside_is_no_ones_trouble() -> None:
 
 async def test_a_job_that_loses_two_workers_is_unavailable() -> None:
     async with open_worker_pool() as pool:
-        with pytest.raises(CloudUnavailable, match="lost its worker process twice"):
+        with pytest.raises(CloudUnavailable, match="lost its worker process again and again"):
             await pool.run(workerjobs.die, deadline_s=LONG_S)
         assert await pool.run(workerjobs.double, b"a", deadline_s=LONG_S) == b"aa"
         assert pool.statistics().started == 3

@@ -100,7 +100,12 @@ class ChunkCache:
         completer = Completer(self._content, self._checkpointer, reader)
         self._sender: Final = PackSender(self._content, writer)
         self._writeback: Final = WriteBack(
-            self._content, self._checkpointer, self._sender, completer, pack_size_bytes=writer.pack_size_bytes
+            self._content,
+            self._checkpointer,
+            self._sender,
+            completer,
+            policies=writer.policies,
+            pack_size_bytes=writer.pack_size_bytes,
         )
         self._cutter: Final = Cutter(
             self._content, self._checkpointer, self._writeback, self._sender, completer, writer

@@ -180,7 +180,12 @@ class Cutter:
         """The moment: never waits."""
         for state in [state for state in self._content.states.values() if state.is_pending and not state.removed]:
             await self._enter_changes(state)
-        left = {VersionNo(row[2]): Frozen(*row) for row in await self._metadata.dirty_versions()}
+        policies = self._writer.policies
+        own = {} if policies.is_uniform else await self._metadata.dirty_redundancies()
+        left = {
+            VersionNo(row[2]): Frozen(*row, policy=own.get(row[0], policies.default))
+            for row in await self._metadata.dirty_versions()
+        }
         for version, (partial, base) in (await self._metadata.partial_versions()).items():
             left[version].partial, left[version].base = partial, base
         await self._metadata.enter_epoch(epoch)
@@ -256,7 +261,8 @@ class Cutter:
         while todo := [frozen for frozen in batch if frozen.version not in sent.settled]:
             try:
                 await self._complete([frozen for frozen in todo if frozen.partial is not None], tries, sent)
-                await self._sender.send([frozen for frozen in todo if frozen.version not in sent.settled], sent)
+                if whole := [frozen for frozen in todo if frozen.version not in sent.settled]:
+                    await self._sender.send(whole, sent)
             except (CuckooError, OSError) as error:
                 if isinstance(error, MetadataError):
                     raise
@@ -313,18 +319,21 @@ def _has_unentered(state: FileState) -> bool:
 
 
 def _batches(versions: Collection[Frozen], pack_size_bytes: int) -> Iterator[list[Frozen]]:
-    """Yield the versions pack by pack, oldest first, but the incomplete ones last."""
-    batch: list[Frozen] = []
-    total = 0
+    """Yield the versions pack by pack, each of one policy, oldest first, but the incomplete ones last."""
+    batches: dict[str, list[Frozen]] = {}
+    partial: dict[str, list[Frozen]] = {}
+    totals: dict[str, int] = {}
     for frozen in versions:
-        if frozen.partial is None:
-            batch.append(frozen)
-            total += frozen.length_bytes
-            if total >= pack_size_bytes or len(batch) == MAX_CHUNKS_PER_PACK:
-                yield batch
-                batch, total = [], 0
-    if batch:
-        yield batch
-    partial = [frozen for frozen in versions if frozen.partial is not None]
-    for start in range(0, len(partial), PARTIALS_PER_PACK):
-        yield partial[start : start + PARTIALS_PER_PACK]
+        if frozen.partial is not None:
+            partial.setdefault(frozen.policy, []).append(frozen)
+            continue
+        batch = batches.setdefault(frozen.policy, [])
+        batch.append(frozen)
+        totals[frozen.policy] = totals.get(frozen.policy, 0) + frozen.length_bytes
+        if len(batch) == MAX_CHUNKS_PER_PACK or totals[frozen.policy] >= pack_size_bytes:
+            totals[frozen.policy] = 0
+            yield batches.pop(frozen.policy)
+    yield from batches.values()
+    for items in partial.values():
+        for start in range(0, len(items), PARTIALS_PER_PACK):
+            yield items[start : start + PARTIALS_PER_PACK]

@@ -39,14 +39,15 @@ class Deduplicator:
     async def build(
         self, batch: Sequence[Frozen], note: Callable[[Sequence[Linked]], None] | None = None
     ) -> BuiltPack | None:
-        """Return a pack of these frozen chunks, without those that are clean now because their bytes are stored.
+        """Return a pack of these frozen chunks, all of one policy, without those whose bytes turn out to be stored.
 
         None: that are all of them.  `note`: told of them in the same step.  Checkpoint.  Raises: as `PackWriter.build`.
         """
         sources = [self._source(frozen) for frozen in batch]
-        built = await self._writer.build(sources)
+        (policy,) = {frozen.policy for frozen in batch}
+        built = await self._writer.build(sources, policy)
         try:
-            duplicates = await self._find(built)
+            duplicates = await self._find(built, policy)
         except BaseException:  # cancellation, too
             self._writer.leave(built)
             raise
@@ -55,7 +56,7 @@ class Deduplicator:
         await self._writer.discard(built)
         linked = await self.link(duplicates, batch, note)
         left = [source for source in sources if source.chunk.version not in linked]
-        return await self._writer.build(left) if left else None
+        return await self._writer.build(left, policy) if left else None
 
     async def link(
         self,
@@ -80,10 +81,10 @@ class Deduplicator:
         """Return the versions of the batch whose bytes the local file no longer has."""
         return {frozen.version for frozen in batch if frozen.is_aside or self._is_overwritten(frozen)}
 
-    async def _find(self, built: BuiltPack) -> list[Duplicate]:
+    async def _find(self, built: BuiltPack, policy: str) -> list[Duplicate]:
         """Return which chunks of a pack are stored already, if they are enough to build it again."""
         wanted = {(item.digest, item.chunk.length_bytes): item.length_bytes for item in built.sealed}
-        found = await self._lookup([*wanted])
+        found = await self._lookup([*wanted], policy)
         size_bytes = sum(wanted[key] for key in found)
         if not found or (size_bytes * WORTH_PART < built.size_bytes and size_bytes < WORTH_BYTES):
             return []
@@ -92,11 +93,11 @@ class Deduplicator:
         chunks += [(repeat.chunk, repeat.of) for repeat in built.repeats]
         return [Duplicate(chunk, of) for chunk, first in chunks if (of := known[first]) is not None]
 
-    async def _lookup(self, wanted: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], VersionNo]:
+    async def _lookup(self, wanted: Sequence[tuple[bytes, int]], policy: str) -> dict[tuple[bytes, int], VersionNo]:
         found: dict[tuple[bytes, int], VersionNo] = {}
         for start in range(0, len(wanted), _STEP):
             step = wanted[start : start + _STEP]
-            found.update(await self._metadata.find_duplicates(self._writer.policy, self._writer.clouds_up, step))
+            found.update(await self._metadata.find_duplicates(policy, self._writer.clouds_up, step))
             await trio.lowlevel.checkpoint()
         return found
 

@@ -20,7 +20,7 @@ from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, DirtyChunk, InodeNo
 
 @define(slots=True, eq=False)
 class Frozen:
-    """A dirty version being sealed.
+    """A dirty version being sealed.  `policy`: the redundancy that its file had then.
 
     `is_aside`: its bytes were copied aside.  `is_displaced`: its file does not consist of it any more, as it was
     written, cut or removed since.  `partial`, `base`: what of its bytes is missing both here and aside, and where that
@@ -31,6 +31,7 @@ class Frozen:
     index: ChunkIndex
     version: VersionNo
     length_bytes: int
+    policy: str
     is_aside: bool = False
     is_displaced: bool = False
     partial: Partial | None = None

@@ -20,6 +20,7 @@ from cuckoo_mount.cache.frozen import Frozen
 from cuckoo_mount.cache.placing import note_stored
 from cuckoo_mount.errors import CloudError, CuckooError
 from cuckoo_mount.packs.builder import BuiltPack
+from cuckoo_mount.packs.repacking import ask_for_repacking
 from cuckoo_mount.packs.writer import PackWriter, StoredPack
 from cuckoo_mount.types import (
     ChunkIndex,
@@ -149,11 +150,20 @@ class PackSender:
             None if sent is None else sent.epoch,
         )
         note_stored(self._content, number, built.sealed)
+        await self._follow_change(built, stored.policy)
         if sent is not None:
             sent.note_pack(number, built, stored)
         self.packs_sent += 1
         await self._dedup.link(built.repeats, batch)
         return True
+
+    async def _follow_change(self, built: BuiltPack, policy: str) -> None:
+        """See to it that the pack is written anew if files in it were given another redundancy meanwhile."""
+        policies = self._writer.policies
+        inos = {item.chunk.ino for item in built.sealed}
+        own = {} if policies.is_uniform else await self._metadata.redundancies(inos)
+        if any(own.get(ino, policies.default) != policy for ino in inos):
+            await ask_for_repacking(self._metadata)
 
     async def _store(self, built: BuiltPack, *, is_cut: bool) -> StoredPack | None:
         """Store the pack, however long the clouds take to accept it; the same pack, so that a retry is idempotent.

@@ -18,8 +18,9 @@ from cuckoo_mount.cache.frozen import Frozen
 from cuckoo_mount.cache.sending import PackSender
 from cuckoo_mount.errors import CuckooError, MetadataError
 from cuckoo_mount.locks import Pulse
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.choosing import MAX_CHUNKS_PER_PACK
-from cuckoo_mount.types import DirtyChunk, VersionNo
+from cuckoo_mount.types import VersionNo
 
 IDLE_S: Final = 5.0
 POLL_S: Final = 1.0
@@ -36,6 +37,7 @@ class WriteBack:
         sender: PackSender,
         completer: Completer,
         *,
+        policies: Policies,
         pack_size_bytes: int,
     ) -> None:
         self._content = content
@@ -43,6 +45,7 @@ class WriteBack:
         self._checkpointer = checkpointer
         self._sender = sender
         self._completer = completer
+        self._policies = policies
         self._pack_size_bytes = pack_size_bytes
         self.limiter: Final = trio.CapacityLimiter(MAX_PACKS_AT_ONCE)
         self._hurry = 0
@@ -133,20 +136,25 @@ class WriteBack:
             nursery.start_soon(self._send_batch, batch, ticket)
 
     async def _next_batch(self, *, urgent: bool) -> list[Frozen]:
-        """Return the oldest dirty chunks that fill a pack, or all there are if `urgent`."""
+        """Return the oldest dirty chunks of one policy that fill a pack, or all there are of one if `urgent`."""
         frozen = {f.version for f in self._content.frozen}
-        chunks: list[DirtyChunk] = []
-        total = 0
-        for chunk in await self._metadata.dirty_chunks(MAX_CHUNKS_PER_PACK, frozen):
-            if self._content.frozen.get(chunk.ino, chunk.index) is not None:
-                continue  # an older version of the same chunk is under way; its bytes must stay where they are
-            chunks.append(chunk)
-            total += chunk.length_bytes
-            if total >= self._pack_size_bytes:
-                break
-        if total < self._pack_size_bytes and len(chunks) < MAX_CHUNKS_PER_PACK and not urgent:
-            return []
-        return [Frozen(c.ino, c.index, c.version, c.length_bytes) for c in chunks]
+        dirty = await self._metadata.dirty_chunks(MAX_CHUNKS_PER_PACK, frozen)
+        # An older version of the same chunk may be under way; its bytes must stay where they are.
+        chunks = [chunk for chunk in dirty if self._content.frozen.get(chunk.ino, chunk.index) is None]
+        own = {} if self._policies.is_uniform else await self._metadata.redundancies({chunk.ino for chunk in chunks})
+        groups: dict[str, list[Frozen]] = {}
+        totals: dict[str, int] = {}
+        for chunk in chunks:
+            policy = own.get(chunk.ino, self._policies.default)
+            group = groups.setdefault(policy, [])
+            group.append(Frozen(chunk.ino, chunk.index, chunk.version, chunk.length_bytes, policy))
+            totals[policy] = totals.get(policy, 0) + chunk.length_bytes
+            if totals[policy] >= self._pack_size_bytes:
+                return group
+        # Where as many as are looked at do not fill a pack, waiting would not show more of them.
+        if urgent or len(chunks) == MAX_CHUNKS_PER_PACK:
+            return max(groups.values(), key=len, default=[])
+        return []
 
     async def _send_batch(self, batch: list[Frozen], ticket: object) -> None:
         """Seal, store and record one pack; whatever happens, thaw."""

@@ -23,15 +23,17 @@ from attrs import define, field
 from cuckoo_mount.cli.common import innermost
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings, ObjectInfo
-from cuckoo_mount.clouds.registry import parse_place
+from cuckoo_mount.clouds.leftovers import remove_leftovers
 from cuckoo_mount.clouds.translate import hide_secrets
 from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, shown
 from cuckoo_mount.config.atomic import write_private_file
 from cuckoo_mount.config.making import DEFAULT_CLOUD
 from cuckoo_mount.config.secrets import resolve_secrets
 from cuckoo_mount.errors import CuckooError, MetadataError
-from cuckoo_mount.format import ROOT_PREFIX, drive_prefix, identity_name
+from cuckoo_mount.format import drive_prefix, identity_name
+from cuckoo_mount.metadata.peek import peek_clouds
 from cuckoo_mount.metadata.store import open_store
+from cuckoo_mount.types import CloudUse
 from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 T = TypeVar("T")
@@ -79,12 +81,21 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _look_at_all(config: DriveConfig, paths: DrivePaths) -> list[CloudContent]:
-    noted = read_notes(paths)
-    contents = [CloudContent(name=cloud.name, url=_shown_url(cloud)) for cloud in config.clouds]
+    noted, drained = read_notes(paths), await trio.to_thread.run_sync(_drained, paths)
+    clouds = [cloud for cloud in config.clouds if cloud.name not in drained]
+    contents = [CloudContent(name=cloud.name, url=_shown_url(cloud)) for cloud in clouds]
     async with open_worker_pool() as pool, trio.open_nursery() as nursery:
-        for cloud, content in zip(config.clouds, contents, strict=True):
+        for cloud, content in zip(clouds, contents, strict=True):
             nursery.start_soon(_look, pool, config, cloud, content, cloud.name in noted)
     return contents + await _only_in_metadata(config, paths)
+
+
+def _drained(paths: DrivePaths) -> set[str]:
+    """Return the clouds on which nothing is left, as a drain has shown; none where the metadata cannot be read."""
+    try:
+        return {name for name, use in peek_clouds(paths.metadata).items() if use is CloudUse.DRAINED}
+    except MetadataError:
+        return set()
 
 
 async def _only_in_metadata(config: DriveConfig, paths: DrivePaths) -> list[CloudContent]:
@@ -179,33 +190,13 @@ async def _empty_cloud(
     if not content.trouble:
         assert content.settings is not None, "as above"
         content.deleted = len(content.objects)
-        content.trouble = await trio.to_thread.run_sync(_remove_folders, content.settings, config.drive_id)
+        content.trouble = await trio.to_thread.run_sync(remove_leftovers, content.settings, config.drive_id)
 
 
 async def _all_of(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
     async with trio.open_nursery() as nursery:
         for call in calls:
             nursery.start_soon(call)
-
-
-def _remove_folders(settings: CloudSettings, drive_id: bytes) -> str:
-    """Remove what deleting objects leaves in a folder: empty folders, and parts of objects that were never finished.
-
-    Returns why that failed, or nothing.
-    """
-    place = parse_place(settings.url)
-    if not place.driver.folder:
-        return ""
-    below = Path(place.place) / drive_prefix(drive_id)
-    try:
-        shutil.rmtree(below)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"{shown(below)}: {error.strerror}"
-    with suppress(OSError):  # other drives are there
-        (Path(place.place) / ROOT_PREFIX).rmdir()
-    return ""
 
 
 def read_notes(paths: DrivePaths) -> frozenset[str]:

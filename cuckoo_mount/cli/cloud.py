@@ -15,10 +15,13 @@ from typing import Final, TypeVar
 import click
 from attrs import evolve
 
-from cuckoo_mount.cli import cloudview, common
+from cuckoo_mount.cli import cloudview, common, drain
 from cuckoo_mount.cli.completing import complete_clouds
 from cuckoo_mount.cli.operate import Result, known_config, run_on_drive
 from cuckoo_mount.cli.places import check_place, full_url
+from cuckoo_mount.clouds import accounts
+from cuckoo_mount.clouds.base import CloudSettings
+from cuckoo_mount.clouds.registry import REQUESTS_PER_SECOND
 from cuckoo_mount.config import CloudConfig, DriveConfig, drive_paths, parse_size
 from cuckoo_mount.config.files import cloud_document
 from cuckoo_mount.config.records import check_cloud_name
@@ -29,7 +32,7 @@ from cuckoo_mount.multi.redundancy import describe_policy, parse_policy
 
 F = TypeVar("F", bound=Callable[..., object])
 Pairs = tuple[tuple[str, str], ...]
-LATER: Final = frozenset({"drain", "login"})
+LATER: Final = frozenset({"login"})
 NO_LIMIT: Final = "none"
 _OUR_OPTIONS_PREFIX: Final = "expect."
 
@@ -47,7 +50,7 @@ class CloudGroup(click.Group):
 
 @click.group("cloud", cls=CloudGroup, epilog="Example:  cuckoo cloud add usb /media/usb/cuckoo")
 def command() -> None:
-    """Add, list, test, change and remove a drive's clouds.
+    """Add, list, test, change, empty and remove a drive's clouds.
 
     A cloud is a folder, here or on a WebDAV, SSH or FTP server, an S3 bucket, or what another PyFilesystem URL names.
     """
@@ -64,6 +67,11 @@ def _settings_options(function: F) -> F:
             help="A secret, e.g. user or password; SOURCE: file:PATH, env:VARIABLE, prompt or keyring.",
         ),
         click.option("--option", "options", multiple=True, metavar="K=V", help="An option of the storage's driver."),
+        click.option(
+            "--requests-per-second",
+            metavar="N",
+            help="Ask its account for no more than that; none: for as many as it takes.",
+        ),
         click.option("--group", metavar="G", help="Clouds of one group may be lost together: an account, a house."),
         click.option("--reserve", metavar="SIZE", help="What is to stay free there."),
         click.option("--capacity", metavar="SIZE", help="What may be used of it; none: all it has."),
@@ -80,7 +88,8 @@ def _settings_options(function: F) -> F:
 @click.argument("name")
 @click.argument("url")
 @_settings_options
-@click.option("--read-only", is_flag=True, help="Read what is there, store nothing more.")
+@click.option("--read-only", is_flag=True, help="Read what is there, store and delete nothing.")
+@click.option("--no-new", is_flag=True, help="Store no packs and epochs there; read and delete what is there.")
 @common.common_options
 def add(
     name: str,
@@ -89,8 +98,10 @@ def add(
     reserve: str | None,
     group: str | None,
     options: tuple[str, ...],
+    requests_per_second: str | None,
     secret_specs: tuple[str, ...],
     read_only: bool,
+    no_new: bool,
     drive: str,
     as_json: bool,
 ) -> int:
@@ -108,14 +119,14 @@ def add(
         reserve_bytes=parse_size(reserve) if reserve is not None else 0,
         group=group or "",
         read_only=read_only,
-        options=_merged((), _options(options)),
+        options=_merged((), (*_options(options), *_rate(name, requests_per_second))),
         secrets=_merged((), _secret_specs(secret_specs)),
     )
     config = known_config(drive)
     _check_new(cloud, config)
     check_place(cloud.url, drive_paths(drive), config, read_only=read_only)
     cloud = _asked(cloud, _secret_specs(secret_specs))
-    result = _send("cloud-add", drive, cloud)
+    result = _send("cloud-add", drive, cloud, use="no-new" if no_new else None)
     if as_json:
         common.print_json(result)
         return common.DONE
@@ -128,7 +139,12 @@ def add(
 @click.argument("name", shell_complete=complete_clouds)
 @click.option("--url", metavar="URL", help="Where the same storage is now.")
 @_settings_options
-@click.option("--read-only/--no-read-only", default=None, help="Store nothing more there, or do so again.")
+@click.option("--read-only/--no-read-only", default=None, help="Store and delete nothing there, or do so again.")
+@click.option(
+    "--no-new/--new",
+    default=None,
+    help="Store no more packs and epochs there, only read and delete; or do so again, which ends or undoes a drain.",
+)
 @common.common_options
 def set_(
     name: str,
@@ -137,16 +153,19 @@ def set_(
     reserve: str | None,
     group: str | None,
     options: tuple[str, ...],
+    requests_per_second: str | None,
     secret_specs: tuple[str, ...],
     read_only: bool | None,
+    no_new: bool | None,
     drive: str,
     as_json: bool,
 ) -> int:
     """Change how the cloud NAME is used or reached.
 
-    --capacity none takes the limit away, --group '' the group, --option K= an option, --secret K= a secret.
+    --capacity none and --requests-per-second none take the limit away, --group '' the group, --option K= an option,
+    --secret K= a secret.
     """
-    wanted, specs = _options(options), _secret_specs(secret_specs)
+    wanted, specs = (*_options(options), *_rate(name, requests_per_second)), _secret_specs(secret_specs)
     sizes = {"capacity_bytes": _capacity(capacity), "reserve_bytes": parse_size(reserve or "0")}
     config = known_config(drive)
     old = _named(name, config)
@@ -160,12 +179,13 @@ def set_(
         options=_merged(old.options, wanted),
         secrets=_merged(old.secrets, specs),
     )
-    if cloud == old:
+    use = None if no_new is None else "no-new" if no_new else "normal"
+    if cloud == old and use is None:
         raise UsageError(f"nothing of cloud {name!r} would change; `cuckoo cloud set --help` shows what can be set")
     if cloud.url != old.url:
         _check_new(cloud, evolve(config, clouds=tuple(other for other in config.clouds if other.name != name)))
         check_place(cloud.url, drive_paths(drive), config, read_only=cloud.read_only)
-    result = _send("cloud-set", drive, _asked(cloud, specs))
+    result = _send("cloud-set", drive, _asked(cloud, specs), use=use)
     if as_json:
         common.print_json(result)
     else:
@@ -211,7 +231,7 @@ def test(name: str, drive: str, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask before something is given up.")
 @common.common_options
 def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
-    """Take the cloud NAME off the drive.  What is stored there stays there.
+    """Take the cloud NAME off the drive.  What is stored there stays there; `cuckoo cloud drain` empties it first.
 
     Refused while something lies on no other cloud.
     """
@@ -222,7 +242,10 @@ def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
     if as_json:
         common.print_json(result)
         return common.DONE
-    click.echo(f"Cloud {name!r} removed.  What is stored there was left there; delete it by hand.")
+    if result.get("drained"):
+        click.echo(f"Cloud {name!r} removed.  Nothing of the drive is left there.")
+    else:
+        click.echo(f"Cloud {name!r} removed.  What is stored there was left there; delete it by hand.")
     for key, one, more in (
         ("lost_packs", "pack was only there and is lost", "packs were only there and are lost"),
         ("degraded", "pack has fewer copies than wanted now", "packs have fewer copies than wanted now"),
@@ -230,6 +253,9 @@ def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
         if count := result.get(key):
             click.echo(f"{count} {one if count == 1 else more}.")
     return common.DONE
+
+
+command.add_command(drain.command)
 
 
 # -- what was typed --
@@ -250,6 +276,16 @@ def _options(texts: Iterable[str]) -> Pairs:
             raise UsageError(f"option {key!r} is set by cuckoo-mount itself; leave it out")
         pairs.append((key, value))
     return tuple(pairs)
+
+
+def _rate(name: str, text: str | None) -> Pairs:
+    """Return the option that limits requests; empty if it is not to change.  Raises: UsageError."""
+    if text is None:
+        return ()
+    if text == "none":
+        return ((REQUESTS_PER_SECOND, ""),)
+    accounts.requests_per_second(CloudSettings(name=name, url="", options=((REQUESTS_PER_SECOND, text),)))
+    return ((REQUESTS_PER_SECOND, text),)
 
 
 def _secret_specs(texts: Iterable[str]) -> Pairs:
@@ -309,9 +345,9 @@ def _check_new(cloud: CloudConfig, config: DriveConfig) -> None:
             raise UsageError(f"the same place is already cloud {other.name!r} of drive {config.name!r}")
 
 
-def _send(operation: str, drive: str, cloud: CloudConfig) -> Result:
+def _send(operation: str, drive: str, cloud: CloudConfig, *, use: str | None) -> Result:
     values = dict(resolve_secrets(drive, cloud))
-    return run_on_drive(drive, operation, cloud=cloud_document(cloud), secrets=values)
+    return run_on_drive(drive, operation, cloud=cloud_document(cloud), secrets=values, use=use)
 
 
 def _show_hint(config: DriveConfig) -> None:

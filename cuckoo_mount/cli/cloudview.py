@@ -38,16 +38,25 @@ def show_clouds(clouds: Sequence[Record]) -> None:
 
 
 def _row(cloud: Record) -> list[str]:
-    state = str(cloud.get("state"))
+    states = [str(cloud.get("state")), describe_use(cloud), "read-only" if cloud.get("read_only") else ""]
     return [
         str(cloud.get("name")),
-        f"{state}, read-only" if cloud.get("read_only") else state,
+        ", ".join(filter(None, states)),
         _size(cloud.get("used_bytes")),
         _size(cloud.get("capacity_bytes")),
         str(cloud.get("packs", 0)),
         str(cloud.get("group") or ""),
         shown(str(cloud.get("url"))),
     ]
+
+
+def describe_use(cloud: Record) -> str:
+    """Return what the drive does with a cloud, besides what its state says: `draining, 5 packs left`; or nothing."""
+    use = cloud.get("use")
+    if use == "draining":
+        packs = cloud.get("packs")
+        return f"draining, {packs} pack{'' if packs == 1 else 's'} left"
+    return str(use) if use == "no-new" else ""
 
 
 def _size(value: object) -> str:

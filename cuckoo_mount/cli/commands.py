@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 import trio
 from attrs import asdict
 
-from cuckoo_mount.cli import keyhandlers
+from cuckoo_mount.cli import keyhandlers, movehandlers, scrubhandlers
 from cuckoo_mount.config.files import cloud_of_document
 from cuckoo_mount.config.records import CloudConfig
 from cuckoo_mount.errors import CloudError, UsageError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STILL_BUSY_S: Final = 2.0
+PROGRESS_S: Final = 0.5
 _REQUEST: Final = Path("the request")
 
 Result = Mapping[str, object]
@@ -36,13 +37,16 @@ Handler = Callable[["Drive", Arguments], Awaitable[Result]]
 
 async def _cloud_add(drive: Drive, arguments: Arguments) -> Result:
     cloud = _cloud(arguments)
-    await drive.roster.add(cloud, _secrets(arguments))
+    await drive.roster.add(cloud, _secrets(arguments), use=movehandlers.use_in(arguments))
     log.info("cloud %s added", cloud.name)
     return _listed(drive, cloud.name)
 
 
 async def _cloud_set(drive: Drive, arguments: Arguments) -> Result:
     cloud = _cloud(arguments)
+    if arguments.get("use") is not None:
+        # First: a drained cloud is not changed before it is used again.
+        await drive.roster.use_as(cloud.name, movehandlers.use_in(arguments))
     await drive.roster.change(cloud, _secrets(arguments))
     log.info("cloud %s changed", cloud.name)
     return _listed(drive, cloud.name)
@@ -74,6 +78,15 @@ async def _cloud_remove(drive: Drive, arguments: Arguments) -> Result:
     return {"name": name, **figures}
 
 
+async def _set_drive(drive: Drive, arguments: Arguments) -> Result:
+    drive.check_writable()
+    if arguments.get("durability") is not None:
+        await drive.rules.set_durability(_take(arguments, "durability", str))
+    if arguments.get("redundancy") is not None:
+        await drive.rules.set_redundancy(_take(arguments, "redundancy", str))
+    return drive.rules.status()
+
+
 async def _gc(drive: Drive, arguments: Arguments) -> Result:
     keep = _take(arguments, "keep", int) if arguments.get("keep") is not None else None
     if arguments.get("dry_run"):
@@ -85,25 +98,49 @@ async def _gc(drive: Drive, arguments: Arguments) -> Result:
 DRIVE_COMMANDS: Final[dict[str, Handler]] = {
     "change-passphrase": keyhandlers.change_passphrase,
     "cloud-add": _cloud_add,
+    "cloud-drain": movehandlers.drain,
     "cloud-list": _cloud_list,
     "cloud-remove": _cloud_remove,
     "cloud-set": _cloud_set,
     "cloud-test": _cloud_test,
     "gc": _gc,
+    "set": _set_drive,
+    "rebalance": movehandlers.rebalance,
     "recovery-key-shown": keyhandlers.recovery_key_shown,
+    "scrub": scrubhandlers.scrub,
 }
+PROGRESS: Final[dict[str, Callable[[Drive, Arguments], Result]]] = {
+    "cloud-drain": movehandlers.drain_progress,
+    "rebalance": movehandlers.rebalance_progress,
+    "scrub": scrubhandlers.progress,
+}
+"""How far a handler of that name is, for those that tell."""
 
 
 def control_commands(drive: Drive) -> dict[str, Command]:
     """Return the table for the control socket of a mounted drive."""
-    return {name: partial(_answer, handler, drive) for name, handler in DRIVE_COMMANDS.items()}
+    return {name: partial(_answer, drive, name) for name in DRIVE_COMMANDS}
 
 
-async def _answer(handler: Handler, drive: Drive, call: Call) -> Result:
-    """Run a handler, and tell the client now and then that it is not forgotten.  Raises: what the handler does."""
+async def _answer(drive: Drive, name: str, call: Call) -> Result:
+    """Run a handler, and tell the client how far it is, or now and then that it is not forgotten.
+
+    Raises: what the handler does.
+    """
+
+    async def tell(progress: Result) -> None:
+        await call.progress(**progress)
+
+    return await run_telling(drive, name, call.arguments, tell)
+
+
+async def run_telling(
+    drive: Drive, name: str, arguments: Arguments, tell: Callable[[Result], Awaitable[None]]
+) -> Result:
+    """Run the handler `name`, and tell how far it is.  Raises: what the handler does."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell_busy, call)
-        outcome = await caught(handler(drive, call.arguments))
+        nursery.start_soon(_keep_telling, drive, name, arguments, tell)
+        outcome = await caught(DRIVE_COMMANDS[name](drive, arguments))
         nursery.cancel_scope.cancel()
     if isinstance(outcome, Exception):
         raise outcome
@@ -118,10 +155,13 @@ async def caught(work: Awaitable[Result]) -> Result | Exception:
         return error
 
 
-async def _tell_busy(call: Call) -> None:
+async def _keep_telling(
+    drive: Drive, name: str, arguments: Arguments, tell: Callable[[Result], Awaitable[None]]
+) -> None:
+    progress = PROGRESS.get(name)
     while True:
-        await trio.sleep(STILL_BUSY_S)
-        await call.progress()
+        await trio.sleep(STILL_BUSY_S if progress is None else PROGRESS_S)
+        await tell(progress(drive, arguments) if progress is not None else {})
 
 
 # -- arguments --

@@ -43,6 +43,8 @@ def _line(result: Result, *, dry_run: bool) -> str:
     freed = f"{_packs(numbers.get('packs_deleted', 0))} deleted, {_packs(numbers.get('packs_compacted', 0))} compacted"
     healed = numbers.get("packs_healed", 0)
     freed += f", {healed} healed" if healed else ""
+    repacked = numbers.get("packs_repacked", 0)
+    freed += f", {repacked} repacked for another redundancy" if repacked else ""
     objects = numbers.get("objects_deleted", 0)
     freed += f", {objects} {'object' if objects == 1 else 'objects'} of nobody deleted" if objects else ""
     kept = numbers.get("packs_kept", 0)

@@ -11,10 +11,10 @@ import click
 
 from cuckoo_mount.cli import common
 from cuckoo_mount.config import DrivePaths, check_no_drive, drive_paths, parse_size, shown
-from cuckoo_mount.config.records import NO_REDUNDANCY, check_pack_size, check_redundancy
+from cuckoo_mount.config.records import check_pack_size
 from cuckoo_mount.config.sizes import format_size
 from cuckoo_mount.errors import UsageError
-from cuckoo_mount.multi.redundancy import describe_policy, parse_policy
+from cuckoo_mount.multi.redundancy import NO_REDUNDANCY, check_redundancy, describe_policy, parse_policy
 from cuckoo_mount.types import PACK_SIZE_BYTES
 
 if TYPE_CHECKING:

@@ -25,14 +25,17 @@ COMMANDS: Final[dict[str, str]] = {
     "drives": "List the drives of this machine.",
     "init": "Make a drive for clouds of your own.",
     "recover": "Make a drive on this machine from one of its clouds and the passphrase.",
-    "cloud": "Add, list, test, change and remove a drive's clouds.",
+    "cloud": "Add, list, test, change, empty and remove a drive's clouds.",
+    "set": "Change redundancy and durability of a drive, or of files and folders.",
     "key": "Show the recovery key, change the passphrase.",
+    "rebalance": "Even out how full the clouds are.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
+    "scrub": "Compare what is on the clouds with what should be there, and repair it.",
     "destroy": "Delete a drive: its objects on every cloud, and everything of it here.",
     "completion": "Print what makes a shell complete commands and names.",
 }
 # In the contract, not in this release.
-LATER: Final = frozenset({"fsck", "scrub", "rebalance"})
+LATER: Final = frozenset({"fsck"})
 
 
 class LazyGroup(click.Group):

@@ -21,16 +21,24 @@ Arguments = Mapping[str, object]
 Result = Mapping[str, object]
 
 
-def run_on_drive(drive: str, command: str, *, drive_key: bytes | None = None, **arguments: object) -> Result:
+def run_on_drive(
+    drive: str,
+    command: str,
+    *,
+    drive_key: bytes | None = None,
+    progress: client.Progress | None = None,
+    **arguments: object,
+) -> Result:
     """Run a command of `commands.DRIVE_COMMANDS` on drive `drive`, mounted or not, and return its result.
 
     `drive_key`: where the caller has it already; else it is looked for, where need be by asking for a passphrase.
-    `arguments` have to be JSON; over the control socket secrets among them are seen by this user only.
+    `progress` is told how far it is, with nothing where the command does not say.  `arguments` have to be JSON; over
+    the control socket secrets among them are seen by this user only.
     Raises: UsageError (no such drive), client.DaemonRefused and client.NoAnswer of a mounted one, and of one that is
     not whatever its handler and `open_drive` raise.
     """
     try:
-        return client.ask(drive, command, None, **arguments)
+        return client.ask(drive, command, progress, **arguments)
     except client.NotMounted:
         paths = drive_paths(drive)
         with hold_for_command(paths):
@@ -38,7 +46,7 @@ def run_on_drive(drive: str, command: str, *, drive_key: bytes | None = None, **
             key = drive_key if drive_key is not None else _find_key(config, paths)
             os.umask(0o077)
             log_to_file(paths.log, "info")
-            return run_opened(config, paths, key, command, arguments)
+            return run_opened(config, paths, key, command, arguments, progress)
 
 
 def known_config(drive: str) -> DriveConfig:
@@ -73,23 +81,44 @@ def hold_for_command(paths: DrivePaths, reporter: Reporter | None = None) -> Ite
             lock.describe(LockHolder(pid=0, mountpoint=place))
 
 
-def run_opened(config: DriveConfig, paths: DrivePaths, key: bytes, command: str, arguments: Arguments) -> Result:
+def run_opened(
+    config: DriveConfig,
+    paths: DrivePaths,
+    key: bytes,
+    command: str,
+    arguments: Arguments,
+    progress: client.Progress | None = None,
+) -> Result:
     """Open a drive whose lock is held, run a command on it, and close it.  Raises: as `run_on_drive`."""
     # A few 100 ms of imports, which asking a daemon does not need.
     import trio
 
     try:
-        return trio.run(_run_opened, config, paths, key, command, arguments)
+        return trio.run(_run_opened, config, paths, key, command, arguments, progress)
     except BaseExceptionGroup as group:
         raise common.innermost(group) from group
 
 
-async def _run_opened(config: DriveConfig, paths: DrivePaths, key: bytes, command: str, arguments: Arguments) -> Result:
-    from cuckoo_mount.cli.commands import DRIVE_COMMANDS, caught
+async def _run_opened(
+    config: DriveConfig,
+    paths: DrivePaths,
+    key: bytes,
+    command: str,
+    arguments: Arguments,
+    progress: client.Progress | None,
+) -> Result:
+    import trio
+
+    from cuckoo_mount.cli.commands import caught, run_telling
     from cuckoo_mount.drive import open_drive
 
+    async def tell(values: Result) -> None:
+        await trio.lowlevel.checkpoint()
+        if progress is not None:
+            progress(values)
+
     async with open_drive(config, paths, key) as drive:
-        outcome = await caught(DRIVE_COMMANDS[command](drive, arguments))
+        outcome = await caught(run_telling(drive, command, arguments, tell))
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

@@ -27,7 +27,8 @@ PLAIN_EVERY_S: Final = 10.0
 RATE_WINDOW_S: Final = 30.0
 """Packs go one after the other, so what is left falls in steps: over a shorter time the rate would jump."""
 RATE_LEAST_S: Final = 2.0
-_OK: Final = "ok"
+WELL: Final = frozenset({"ok", "draining", "drained"})
+"""States of clouds that are no trouble: also what is set apart to be empty."""
 
 
 class SendingRate:
@@ -71,11 +72,12 @@ class Progress:
     time_left_s: float | None
     done: float
     troubles: tuple[str, ...]
+    verb: str = "sending"
 
     @property
     def line(self) -> str:
         """It as one line, what matters most first."""
-        parts = [f"sending: {self.left} left"]
+        parts = [f"{self.verb}: {self.left} left"]
         if self.rate:
             parts.append(f"{human_size(int(self.rate))}/s")
         if self.time_left_s is not None:
@@ -109,17 +111,32 @@ class SendingLine:
         left_bytes = progress.get("bytes")
         if self._quiet or not isinstance(left_bytes, int):
             return
-        now_s = self._clock()
-        self._rate.note(now_s, left_bytes)
-        if not unsent(progress):
+        self._rate.note(self._clock(), left_bytes)
+        if unsent(progress):
+            troubles = tuple(describe_trouble(trouble) for trouble in records(progress.get("troubles")))
+            self.show("sending", describe(progress), left_bytes, troubles)
+
+    def moving(self, progress: Mapping[str, object]) -> None:
+        """Take a progress message of a command that moves packs (`packs_left`, `bytes_left`, …), and show it."""
+        left_bytes, packs = progress.get("bytes_left"), progress.get("packs_left")
+        if self._quiet or not isinstance(left_bytes, int) or not isinstance(packs, int):
             return
+        self._rate.note(self._clock(), left_bytes)
+        trouble = progress.get("trouble")
+        left = f"{human_size(left_bytes)} in {packs} pack{'' if packs == 1 else 's'}"
+        self.show(str(progress.get("step") or "moving packs"), left, left_bytes, (str(trouble),) if trouble else ())
+
+    def show(self, verb: str, left: str, left_bytes: int, troubles: tuple[str, ...]) -> None:
+        """Show that `left` is left, if it is time to."""
+        now_s = self._clock()
         in_all = self._rate.sent_bytes + left_bytes
         shown = Progress(
-            describe(progress),
+            left,
             self._rate.bytes_per_s,
             self._rate.time_left_s,
             self._rate.sent_bytes / in_all if in_all else 1.0,
-            tuple(describe_trouble(trouble) for trouble in records(progress.get("troubles"))),
+            troubles,
+            verb,
         )
         if not self._is_plain:
             self._show_live(shown)
@@ -172,9 +189,14 @@ def records(value: object) -> list[Mapping[str, object]]:
     return cast("list[Mapping[str, object]]", value) if isinstance(value, list) else []
 
 
+_SLOW: Final = "slow"
+
+
 def describe_trouble(trouble: Mapping[str, object]) -> str:
     """Return a cloud's trouble in words: `cloud usb is down: no such folder`."""
     name, error = str(trouble.get("name")), trouble.get("error") or trouble.get("last_error")
+    if trouble.get("state") == _SLOW:  # its last error, if there was one, is another story
+        return f"cloud {name} is slow"
     why = str(error or "it has not answered yet").removeprefix(f"cloud {name}: ")
     return f"cloud {name} is {trouble.get('state')}: {why}"
 
@@ -219,7 +241,7 @@ def outcome_of(status: Mapping[str, object]) -> dict[str, object]:
     troubles: Sequence[object] = [
         {"name": cloud.get("name"), "state": cloud.get("state"), "error": cloud.get("last_error")}
         for cloud in clouds
-        if cloud.get("state") != _OK
+        if cloud.get("state") not in WELL
     ]
     degraded = packs.get("degraded", 0) if isinstance(packs, dict) else 0
     return {

@@ -23,35 +23,14 @@ from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.fuse.control import Call, Command
 from cuckoo_mount.fuse.guard import Fault, Upcalls
+from cuckoo_mount.insisting import PendingCounts, is_unsent, send_all_insisting
 
 log = logging.getLogger(__name__)
 GRACE_S: Final = 30.0
 """How long a signal or a foreign umount lets us send on."""
 PROGRESS_S: Final = 0.5
-RETRY_S: Final = 5.0
-"""While something is unsent and somebody waits, clouds that are not well are asked this often."""
 STATUS_SCHEMA: Final = 1
 TESTING_VARIABLE: Final = "CUCKOO_TESTING"
-
-
-class PendingCounts(Protocol):
-    """What is not yet on the clouds."""
-
-    @property
-    def files(self) -> int:
-        """Files with such chunks."""
-
-    @property
-    def chunks(self) -> int:
-        """Chunks."""
-
-    @property
-    def bytes(self) -> int:
-        """Their plain bytes."""
-
-    @property
-    def changes(self) -> int:
-        """Changes of names, attributes and content that are in no durable epoch."""
 
 
 class ControlledDrive(Protocol):
@@ -233,23 +212,12 @@ class Session:
             raise failure
 
     async def _try_to_send(self) -> Exception | None:
-        """Return what went wrong: raised here, the nursery would wrap it, and it would look like a bug."""
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._retry_clouds)
-            try:
-                await self.drive.send_all()
-            except Exception as error:
-                failure = error
-            nursery.cancel_scope.cancel()
-        return failure
-
-    async def _retry_clouds(self) -> None:
-        """Whoever waits does not want to wait for the pauses that a cloud in trouble is given, up to a minute."""
-        while True:
-            if is_unsent(self.drive.pending()) and self.drive.troubles():
-                await self.drive.retry_clouds()
-            await trio.sleep(RETRY_S)
+        """Return what went wrong: raised here, the nursery around it would wrap it, and it would look like a bug."""
+        try:
+            await send_all_insisting(self.drive)
+        except Exception as error:
+            return error
+        return None
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
         await self.ended.wait()
@@ -278,11 +246,6 @@ class Session:
 
     async def _check(self, call: Call) -> Mapping[str, object]:
         return {"violated": await self.drive.check_invariants()}
-
-
-def is_unsent(pending: PendingCounts) -> bool:
-    """Return whether anything is not on the clouds."""
-    return bool(pending.chunks or pending.bytes or pending.changes)
 
 
 def describe_pending(pending: PendingCounts) -> str:

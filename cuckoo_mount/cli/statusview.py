@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 from attrs import frozen
 
 from cuckoo_mount.cli.common import drive_argument
-from cuckoo_mount.cli.sending import describe, describe_trouble, human_time, records
+from cuckoo_mount.cli.sending import WELL, describe, describe_trouble, human_time, records
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import UsageError
@@ -28,9 +28,17 @@ UNBOUNDED_WIDTH: Final = 4000
 """For what is no terminal: nothing is cut or wrapped."""
 _BAR_WIDTH: Final = 12
 _OLD_ERROR_S: Final = 86_400.0
-_COLOURS: Final = {OK: "green", "read-only": "green", "unknown": "yellow", "full": "yellow", "degraded": "yellow"}
+_COLOURS: Final = {
+    **dict.fromkeys((OK, "read-only", "draining", "drained"), "green"),
+    **dict.fromkeys(("unknown", "full", "degraded", "slow"), "yellow"),
+}
 _HINTS: Final = {
     "down": "It is asked again by itself; to see more: cuckoo cloud test {name}{option}",
+    "slow": "Others are asked first, and get what is new, until it is as fast as usual.",
+    "failing": "Others are asked first, and get what is new, until it fails less.",
+    "read-only": "What is there is read.  Storing is tried again every 5 minutes; to see more: cuckoo cloud test "
+    "{name}{option}",
+    "needs-login": "Give it its secrets anew: cuckoo cloud set {name} --secret K=prompt{option}",
     "refused": "When that is mended, or with another secret: cuckoo cloud set {name} --secret K=prompt{option}",
     "full": "Make room there, raise its limit (cuckoo cloud set {name} --capacity SIZE{option}), or add a cloud: "
     "cuckoo cloud add NAME URL{option}",
@@ -123,7 +131,8 @@ def _cache(cache: Status) -> str:
 def _packs(packs: Status) -> str:
     stored, live, degraded = (_number(packs, key) for key in ("stored_bytes", "live_bytes", "degraded"))
     said = f"{_number(packs, 'count')}, {human_size(stored)} stored for {human_size(live)}"
-    return f"{said}, {degraded} degraded{_healing(_table(packs, 'healing'))}" if degraded else said
+    said += f", {degraded} degraded{_healing(_table(packs, 'healing'))}" if degraded else ""
+    return f"{said}; some are being written anew for another redundancy" if packs.get("repacking") is True else said
 
 
 def _healing(healing: Status) -> str:
@@ -149,10 +158,10 @@ def _clouds_table(status: Status, width: int) -> RenderableType:
     if has_bar:
         table.add_column("", width=_BAR_WIDTH)
     for cloud in clouds_of(status):
-        state, fill = str(cloud.get("state")), _fill(cloud)
+        state, fill, use = str(cloud.get("state")), _fill(cloud), str(cloud.get("use") or "normal")
         table.add_row(
             Text(str(cloud.get("name"))),
-            Text(state, style=_COLOURS.get(state, "red")),
+            Text(state if use in ("normal", state) else f"{state}, {use}", style=_COLOURS.get(state, "red")),
             *(Text(_cell(cloud, column)) for column in columns),
             Text("?" if fill is None else f"{100 * fill:.0f} %"),
             *([ProgressBar(1.0, fill, width=_BAR_WIDTH) if fill is not None else Text()] if has_bar else []),
@@ -182,8 +191,13 @@ def _notes(status: Status) -> Iterator[str]:
     clouds, option = clouds_of(status), drive_argument(str(status.get("drive", "default")))
     for cloud in clouds:
         state = str(cloud.get("state"))
-        if state != OK:
-            hint = _HINTS.get(state, "").format(name=cloud.get("name"), option=option)
+        name = cloud.get("name")
+        if cloud.get("use") == "draining":
+            yield f"Cloud {name} is being drained, {_number(cloud, 'packs')} packs are left there."
+        if state == "drained":
+            yield f"Cloud {name} is drained; to take it off the list: cuckoo cloud remove {name}{option}"
+        elif state not in WELL:
+            hint = _HINTS.get(state, "").format(name=name, option=option)
             yield "  ".join(filter(None, (f"{describe_trouble(cloud)}{_age(cloud)}.", hint)))
     if is_unsent(status):
         if status.get("state") == "offline":
@@ -213,7 +227,8 @@ def _policy_of(status: Status) -> Policy | None:
 
 
 def _redundancy_notes(status: Status, option: str) -> Iterator[str]:
-    policy, clouds = _policy_of(status), len(clouds_of(status))
+    policy = _policy_of(status)
+    clouds = sum(cloud.get("use") in (None, "normal", "no-new") for cloud in clouds_of(status))
     degraded = _number(_table(status, "packs"), "degraded")
     if policy is not None and clouds < policy.shares:
         wanted = describe_policy(policy)
@@ -221,6 +236,9 @@ def _redundancy_notes(status: Status, option: str) -> Iterator[str]:
     if degraded:
         what = "1 pack has" if degraded == 1 else f"{degraded} packs have"
         yield f"{what} fewer copies than asked for: lose none of the clouds that have them."
+    if lost := _number(_table(status, "scrub"), "lost"):
+        what = "1 pack that" if lost == 1 else f"{lost} packs that"
+        yield f"The last scrub found {what} no cloud has whole; it names the files: cuckoo scrub{option}"
 
 
 def old_errors(status: Status) -> list[str]:

@@ -232,7 +232,7 @@ class FtpCloud:
                     raise
                 self._check_missing(session, error, name)
                 # It is there now, but may not have been when it was asked for.
-                if attempt == _REFUSALS - 1 or kind_of_reply(reply_code(error)) is not CloudRefused:
+                if attempt == _REFUSALS - 1 or not issubclass(kind_of_reply(reply_code(error)), CloudRefused):
                     raise
         raise AssertionError("the last attempt returns or raises")
 

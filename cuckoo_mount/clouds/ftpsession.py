@@ -12,7 +12,7 @@ from typing import Final
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.remoteplace import RemotePlace
 from cuckoo_mount.clouds.walking import Entry
-from cuckoo_mount.errors import CloudError, CloudFull, CloudRefused, CloudUnavailable, UsageError
+from cuckoo_mount.errors import CloudError, CloudFull, CloudNeedsLogin, CloudRefused, CloudUnavailable, UsageError
 
 CA_FILE: Final = "ca_file"
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -21,10 +21,10 @@ _PORT: Final = 21
 _BLOCK_BYTES: Final = 256 << 10
 _REPLIES_MAX: Final = 4
 _KINDS: Final[dict[int, type[CloudError]]] = {
-    430: CloudRefused,
+    430: CloudNeedsLogin,
     452: CloudFull,
-    530: CloudRefused,
-    532: CloudRefused,
+    530: CloudNeedsLogin,
+    532: CloudNeedsLogin,
     534: CloudRefused,
     550: CloudRefused,
     552: CloudFull,

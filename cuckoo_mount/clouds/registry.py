@@ -32,7 +32,8 @@ _SCHEME: Final = re.compile(r"[a-z][a-z0-9.-]*")
 EXPECTED_DRIVE: Final = "expect.drive"
 EXPECTED_CLOUD: Final = "expect.cloud"
 FAULT_PLAN: Final = "fault.plan"
-OUR_OPTIONS: Final = frozenset({EXPECTED_DRIVE, EXPECTED_CLOUD, FAULT_PLAN})
+REQUESTS_PER_SECOND: Final = "limit.requests"
+OUR_OPTIONS: Final = frozenset({EXPECTED_DRIVE, EXPECTED_CLOUD, FAULT_PLAN, REQUESTS_PER_SECOND})
 
 OpenDriver = Callable[[CloudSettings, str], Cloud]
 

@@ -42,7 +42,7 @@ def explain(found: CloudError, error: Exception, place: S3Place) -> CloudError:
         message = f"{found.message}; {_HINTS[kind].format(bucket=place.bucket)}"
     else:
         return found
-    return type(found)(message, cloud=found.cloud, name=found.name)
+    return found.retold(message)
 
 
 def bucket_missing(cloud: str, place: S3Place) -> CloudUnavailable:

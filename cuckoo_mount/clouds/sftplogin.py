@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.remoteplace import RemotePlace
 from cuckoo_mount.clouds.translate import hide_secrets
-from cuckoo_mount.errors import CloudRefused, UsageError
+from cuckoo_mount.errors import CloudNeedsLogin, CloudRefused, UsageError
 
 if TYPE_CHECKING:
     import paramiko
@@ -133,6 +133,7 @@ def _explain(
     """Return what to do about a login that failed for good, None for other trouble."""
     import paramiko
 
+    kind: type[CloudRefused] = CloudRefused
     who = f"user {user}" if user else "you"
     if isinstance(error, paramiko.BadHostKeyException):
         name = host if port == _PORT else f"[{host}]:{port}"
@@ -141,12 +142,14 @@ def _explain(
             f"ssh-keygen -R '{name}', then ssh {_address(user, host, port)}"
         )
     elif isinstance(error, paramiko.PasswordRequiredException):
+        kind = CloudNeedsLogin
         text = f"the key of {who} has a passphrase; give it by --secret {PASSPHRASE}=…, or add the key to your agent"
     elif isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error):
+        kind = CloudNeedsLogin
         text = (
             f"the server refuses {who}; give --secret password=…, the option {KEY_FILE}, or a key in your agent "
             "or ~/.ssh that it knows"
         )
     else:
         return None
-    return CloudRefused(hide_secrets(text, settings), cloud=settings.name)
+    return kind(hide_secrets(text, settings), cloud=settings.name)

@@ -8,7 +8,10 @@ text that names the cause and never holds a secret.  What is not recognised coun
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import unquote
 
@@ -16,10 +19,12 @@ from attrs import frozen
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudCorrupt,
     CloudError,
     CloudFull,
     CloudMissing,
+    CloudNeedsLogin,
     CloudRefused,
     CloudTimeout,
     CloudUnavailable,
@@ -29,6 +34,9 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _TEXT_MAX_CHARACTERS: Final = 300
 _SECRET_MIN_CHARACTERS: Final = 3
+RETRY_AFTER_MAX_S: Final = 3600.0
+"""Whoever wants to be left alone for longer is asked once an hour all the same."""
+_RETRY_AFTER_DIGITS: Final = 9
 
 # By class name: importing the libraries here to name their classes would cost every worker their memory.
 _BY_CLASS_NAME: Final[dict[str, type[CloudError]]] = {
@@ -37,29 +45,31 @@ _BY_CLASS_NAME: Final[dict[str, type[CloudError]]] = {
     "ResourceReadOnly": CloudRefused,
     "OperationTimeout": CloudTimeout,
     "ResourceNotFound": CloudMissing,
-    "AuthenticationException": CloudRefused,
-    "AuthError": CloudRefused,
-    "DefaultCredentialsError": CloudRefused,
+    "AuthenticationException": CloudNeedsLogin,
+    "AuthError": CloudNeedsLogin,
+    "DefaultCredentialsError": CloudNeedsLogin,
     # botocore, whose timeouts have the names of urllib3's; its ClientError is judged by the code in the answer.
     "ConnectTimeoutError": CloudTimeout,
     "ReadTimeoutError": CloudTimeout,
-    "NoCredentialsError": CloudRefused,
-    "PartialCredentialsError": CloudRefused,
-    "CredentialRetrievalError": CloudRefused,
+    "NoCredentialsError": CloudNeedsLogin,
+    "PartialCredentialsError": CloudNeedsLogin,
+    "CredentialRetrievalError": CloudNeedsLogin,
     "ConfigParseError": CloudRefused,
     "ProfileNotFound": CloudRefused,
-    "SSOError": CloudRefused,
-    "TokenRetrievalError": CloudRefused,
+    "SSOError": CloudNeedsLogin,
+    "TokenRetrievalError": CloudNeedsLogin,
 }
 _BY_STATUS: Final[dict[int, type[CloudError]]] = {
-    401: CloudRefused,
+    401: CloudNeedsLogin,
     403: CloudRefused,
     404: CloudMissing,
     405: CloudRefused,
     408: CloudTimeout,
     413: CloudFull,
     416: CloudCorrupt,
+    429: CloudBusy,
     501: CloudRefused,
+    503: CloudBusy,
     507: CloudFull,
 }
 # Codes of S3 and its kin that say more than the HTTP status they come with, or otherwise.
@@ -73,28 +83,35 @@ _BY_CODE: Final[dict[str, type[CloudError]]] = {
     "XMinioAdminBucketQuotaExceeded": CloudFull,
     "XMinioStorageFull": CloudFull,
     "RequestTimeout": CloudTimeout,
-    "SlowDown": CloudUnavailable,
-    "RequestLimitExceeded": CloudUnavailable,
+    "SlowDown": CloudBusy,
+    "RequestLimitExceeded": CloudBusy,
+    "Throttling": CloudBusy,
+    "ThrottlingException": CloudBusy,
+    "TooManyRequests": CloudBusy,
     "AuthorizationHeaderMalformed": CloudRefused,
-    "ExpiredToken": CloudRefused,
+    "ExpiredToken": CloudNeedsLogin,
     "IllegalLocationConstraintException": CloudRefused,
-    "InvalidAccessKeyId": CloudRefused,
+    "InvalidAccessKeyId": CloudNeedsLogin,
     "InvalidBucketName": CloudRefused,
-    "InvalidToken": CloudRefused,
+    "InvalidToken": CloudNeedsLogin,
     "PermanentRedirect": CloudRefused,
     "RequestTimeTooSkewed": CloudRefused,
-    "SignatureDoesNotMatch": CloudRefused,
-    "TokenRefreshRequired": CloudRefused,
+    "SignatureDoesNotMatch": CloudNeedsLogin,
+    "TokenRefreshRequired": CloudNeedsLogin,
 }
 
 
 @frozen(slots=True)
 class ServiceError:
-    """What a service's own answer says: its code ("" if it gave none), HTTP status (0 if not known), and text."""
+    """What a service's own answer says: its code ("" if it gave none), HTTP status (0 if not known), and text.
+
+    `retry_after`: that header, as it came.
+    """
 
     code: str
     status: int
     text: str
+    retry_after: str = ""
 
 
 def service_error(error: BaseException) -> ServiceError | None:
@@ -109,7 +126,34 @@ def service_error(error: BaseException) -> ServiceError | None:
         "" if code.isdigit() else code,
         int(metadata.get("HTTPStatusCode", 0)) or (int(code) if code.isdigit() else 0),
         str(details.get("Message", "")),
+        str(metadata.get("HTTPHeaders", {}).get("retry-after", "")),
     )
+
+
+def read_retry_after_s(text: str, now: datetime | None = None) -> float:
+    """Return what the header `Retry-After` says, seconds or a date (RFC 9110), as seconds; 0 if it says nothing.
+
+    At most `RETRY_AFTER_MAX_S`; a date that has passed gives 0.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdecimal():
+        # By digits first: int() of a long text takes long, and refuses beyond some.
+        seconds = float(text[:_RETRY_AFTER_DIGITS]) if len(text) <= _RETRY_AFTER_DIGITS else RETRY_AFTER_MAX_S
+        return min(seconds, RETRY_AFTER_MAX_S)
+    try:
+        then = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    return min(max(0.0, (then - (now or datetime.now(UTC))).total_seconds()), RETRY_AFTER_MAX_S)
+
+
+def busy(message: str, retry_after: str, *, cloud: str, name: str) -> CloudBusy:
+    """Return the error for a service that wants fewer requests; `retry_after`: its header, or empty."""
+    wait_s = read_retry_after_s(retry_after)
+    again = f"; try again in {math.ceil(wait_s)} s" if wait_s else ""
+    return CloudBusy(f"{message}{again}", cloud=cloud, name=name, retry_after_s=wait_s)
 
 
 def hide_secrets(text: str, settings: CloudSettings) -> str:
@@ -155,6 +199,8 @@ def translate(error: Exception, settings: CloudSettings, name: str) -> CloudErro
     causes = _chain(error)
     for cause in causes:
         kind = _kind(cause)
+        if kind is CloudBusy:
+            return busy(describe(error, settings), _retry_after(cause), cloud=settings.name, name=name)
         if kind is not None:
             return kind(describe(error, settings), cloud=settings.name, name=name)
     return CloudUnavailable(describe(error, settings), cloud=settings.name, name=name)
@@ -168,6 +214,15 @@ def _chain(error: BaseException) -> list[BaseException]:
         found.append(following)
         following = getattr(following, "exc", None) or following.__cause__ or following.__context__
     return found
+
+
+def _retry_after(error: BaseException) -> str:
+    """Return the header Retry-After of the answer inside an error of botocore or requests; "" without one."""
+    service = service_error(error)
+    if service is not None:
+        return service.retry_after
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return str(headers.get("retry-after", "")) if isinstance(headers, Mapping) else ""
 
 
 def _kind_of_os_error(error: OSError) -> type[CloudError] | None:

@@ -12,12 +12,14 @@ from attrs import frozen
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.remoteplace import RemotePlace
-from cuckoo_mount.clouds.translate import describe
+from cuckoo_mount.clouds.translate import busy, describe
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudCorrupt,
     CloudError,
     CloudFull,
     CloudMissing,
+    CloudNeedsLogin,
     CloudRefused,
     CloudTimeout,
     CloudUnavailable,
@@ -34,7 +36,7 @@ class Answer:
 
 
 _KINDS: Final[dict[int, tuple[type[CloudError], str]]] = {
-    401: (CloudRefused, "wrong user or password; where there are app passwords, it has to be one"),
+    401: (CloudNeedsLogin, "wrong user or password; where there are app passwords, it has to be one"),
     403: (CloudRefused, "not allowed; let this user read, write and delete in folder {path}"),
     404: (CloudMissing, "no such object"),
     405: (CloudRefused, "{endpoint} does not allow this here; check the URL, is it that of WebDAV?"),
@@ -43,9 +45,9 @@ _KINDS: Final[dict[int, tuple[type[CloudError], str]]] = {
     413: (CloudFull, "the server takes no object of this size; make its limit for uploads larger"),
     416: (CloudCorrupt, "the object ends before the range that was asked for"),
     423: (CloudUnavailable, "locked by somebody; try again"),
-    429: (CloudUnavailable, "too many requests"),
+    429: (CloudBusy, "too many requests"),
     501: (CloudRefused, "{endpoint} does not know this request; check the URL, is it that of WebDAV?"),
-    503: (CloudUnavailable, "busy, or down for maintenance"),
+    503: (CloudBusy, "busy, or down for maintenance"),
     507: (CloudFull, "no room there"),
 }
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
@@ -64,9 +66,11 @@ def answered(answer: Answer, settings: CloudSettings, place: RemotePlace, name: 
     offered = answer.headers.get("www-authenticate", _BASIC)
     if answer.status == 401 and _BASIC not in offered.lower():
         text = f"the server wants another kind of login ({offered.split()[0]}); only Basic is supported"
-    wait = answer.headers.get("retry-after", "")
-    again = f"; try again in {wait} s" if wait.isdecimal() else ""
-    return kind(f"{text}{again} (HTTP status {answer.status})", cloud=settings.name, name=name)
+    if kind is CloudBusy:
+        found: CloudError = busy(text, answer.headers.get("retry-after", ""), cloud=settings.name, name=name)
+    else:
+        found = kind(text, cloud=settings.name, name=name)
+    return found.retold(f"{found.message} (HTTP status {answer.status})")
 
 
 def broken(error: Exception, settings: CloudSettings, place: RemotePlace, name: str) -> CloudError:

@@ -19,18 +19,17 @@ from cuckoo_mount.config.paths import DrivePaths, shown
 from cuckoo_mount.config.records import (
     CACHE_LIMIT_DEFAULT_BYTES,
     DEADLINE_DEFAULT_S,
-    NO_REDUNDANCY,
     CloudConfig,
     DriveConfig,
 )
 from cuckoo_mount.config.sizes import format_size, parse_size
 from cuckoo_mount.errors import ConfigurationError, UsageError
+from cuckoo_mount.multi.redundancy import NO_REDUNDANCY
 from cuckoo_mount.types import PACK_SIZE_BYTES
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_MOUNTPOINT_LINE: Final = re.compile(r"^[ \t]*mountpoint[ \t]*=.*$", re.MULTILINE)
 _CLOUD_LINE: Final = re.compile(r"^[ \t]*\[\[[ \t]*cloud[ \t]*\]\]", re.MULTILINE)
 _HEADER: Final = (
     "# A cuckoo-mount drive as this machine knows it.  Sizes: 500MB, 10GiB.  The clouds are a copy to start from.\n"
@@ -296,22 +295,35 @@ def store_mountpoint(mountpoint: Path, paths: DrivePaths) -> bool:
     A path that is no valid UTF-8 cannot stand in a TOML file: then the file stays as it is, with a warning.
     Raises: ConfigurationError, OSError.
     """
+    try:
+        str(mountpoint).encode("utf-8")
+    except UnicodeEncodeError:
+        log.warning("%s is no valid UTF-8 and cannot be noted in %s", shown(mountpoint), shown(paths.config_file))
+        return False
+    return _store_value("mountpoint", str(mountpoint), paths)
+
+
+def store_redundancy(redundancy: str, paths: DrivePaths) -> bool:
+    """Note the drive's redundancy, as the one change of the file; return whether the file says so now.
+
+    Raises: ConfigurationError, OSError.
+    """
+    return _store_value("redundancy", redundancy, paths)
+
+
+def _store_value(key: str, value: str, paths: DrivePaths) -> bool:
+    """Set a text outside of all tables and leave the rest of the file as it was; False when there is no file."""
     import tomli_w
 
     text, document = _read_text(paths.config_file), _load(paths.config_file)
     if text is None or document is None:
         return False
-    if document.get("mountpoint") == str(mountpoint):
+    if document.get(key) == value:
         return True
-    wanted = {**document, "mountpoint": str(mountpoint)}
-    try:
-        line = tomli_w.dumps({"mountpoint": str(mountpoint)}).strip()
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        log.warning("%s is no valid UTF-8 and cannot be noted in %s", shown(mountpoint), shown(paths.config_file))
-        return False
-    changed = _MOUNTPOINT_LINE.sub(lambda _: line, text, count=1)
-    if "mountpoint" not in document:
+    wanted = {**document, key: value}
+    line = tomli_w.dumps({key: value}).strip()
+    changed = re.sub(rf"^[ \t]*{key}[ \t]*=.*$", lambda _: line, text, count=1, flags=re.MULTILINE)
+    if key not in document:
         changed = f"{_leading_comments(text)}{line}\n{text[len(_leading_comments(text)) :]}"
     if not _says(changed, wanted):
         changed = tomli_w.dumps(wanted)

@@ -14,7 +14,7 @@ from attrs import Attribute, field, frozen, validators
 from cuckoo_mount.config.sizes import format_size
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.format import ID_BYTES
-from cuckoo_mount.multi.redundancy import ERASURE_SHARES_MAX, format_policy, parse_policy
+from cuckoo_mount.multi.redundancy import NO_REDUNDANCY, check_redundancy
 from cuckoo_mount.types import PACK_SIZE_BYTES
 
 CACHE_LIMIT_DEFAULT_BYTES: Final = 10 << 30
@@ -22,7 +22,6 @@ CACHE_LIMIT_MIN_BYTES: Final = 16 << 20
 DEADLINE_DEFAULT_S: Final = 60.0
 PACK_SIZE_MIN_BYTES: Final = 1 << 20
 PACK_SIZE_MAX_BYTES: Final = 256 << 20
-NO_REDUNDANCY: Final = "none"
 CLOUD_NAME_MAX: Final = 64
 _CLOUD_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{CLOUD_NAME_MAX - 1}}}", re.ASCII)
 
@@ -35,23 +34,6 @@ def check_cloud_name(name: str) -> str:
             "and begin with a letter or digit"
         )
     return name
-
-
-def check_redundancy(text: str) -> str:
-    """Return a redundancy as it is kept: `none`, the number of copies, ≥ 2, or K+M for an erasure code.
-
-    Raises: UsageError for what is no redundancy.
-    """
-    if text == NO_REDUNDANCY:
-        return text
-    policy = parse_policy(text)
-    if not policy.is_copies and not policy.parity:
-        raise UsageError(f"redundancy {text} survives no loss; write {policy.data}+1 to survive one cloud, or none")
-    if not policy.is_copies and policy.shares > ERASURE_SHARES_MAX:
-        raise UsageError(f"redundancy {text}: at most {ERASURE_SHARES_MAX} shares in all; on how many clouds?")
-    if policy.shares == 1:
-        raise UsageError(f"redundancy {text} is one copy, which is none; write none, or 2 for two copies")
-    return format_policy(policy)
 
 
 def check_pack_size(size_bytes: int) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import trio
-from attrs import evolve, frozen
+from attrs import asdict, evolve, frozen
 from blake3 import blake3
 
 from cuckoo_mount.clouds import jobs
@@ -37,6 +37,7 @@ STALE_S: Final = 300.0
 """A claim that did not change for so long, by the observer's own clock, is nobody's any more."""
 RENEW_S: Final = 120.0
 REQUEST_DEADLINE_S: Final = 30.0
+EARLIER_MAX: Final = 16
 _NOTES: Final = "lease.json"
 
 
@@ -47,7 +48,10 @@ class WritableClouds(Clouds, Protocol):
         """Return `job(settings, *args)`.  Raises: CloudError."""
 
     def takes_objects(self, name: CloudName) -> bool:
-        """Return whether the user lets something be stored there."""
+        """Return whether packs and epochs are stored there."""
+
+    def loses_objects(self, name: CloudName) -> bool:
+        """Return whether something may be deleted there."""
 
 
 @frozen(slots=True)
@@ -67,33 +71,44 @@ class Claim:
 class Notes:
     """What the state folder remembers of claims.
 
-    `own`, `counter`: the last claim that was made here, and its last renewal.  `seen`, `since_ns`: what somebody else's
-    claim and epochs looked like when it was met last, and since when they have not changed, by this machine's clock.
+    `own`, `counter`: the last claim that was made here, and its last renewal; `earlier`: those before it, which are
+    still the highest where no cloud took a later one.  `seen`, `since_ns`: what somebody else's claim and epochs looked
+    like when it was met last, and since when they have not changed, by this machine's clock.
     """
 
     own: str = ""
     counter: int = 0
     seen: str = ""
     since_ns: int = 0
+    earlier: tuple[tuple[str, int], ...] = ()
 
     def is_own(self, claim: Claim) -> bool:
         """Return whether it was made here, and never renewed by a copy of this state folder."""
         renewed = claim.lease.counter if claim.lease is not None else 0
-        return str(claim.name) == self.own and renewed <= self.counter
+        known = dict((*self.earlier, (self.own, self.counter)))
+        return renewed <= known.get(str(claim.name), -1)
+
+    def with_own(self, name: str, counter: int) -> Notes:
+        """Return the notes with a claim that is going to be made or renewed here."""
+        earlier = self.earlier
+        if self.own not in ("", name):
+            earlier = (*earlier, (self.own, self.counter))[-EARLIER_MAX:]
+        return evolve(self, own=name, counter=counter, earlier=earlier)
 
 
 def read_notes(folder: Path) -> Notes:
     """Return the notes in a state folder; empty ones if there are none that can be read."""
     try:
-        values = json.loads((folder / _NOTES).read_text())
-        return Notes(str(values["own"]), int(values["counter"]), str(values["seen"]), int(values["since_ns"]))
+        values = dict(json.loads((folder / _NOTES).read_text()))
+        earlier = tuple((str(name), int(counter)) for name, counter in values.get("earlier", ()))
+        return Notes(str(values["own"]), int(values["counter"]), str(values["seen"]), int(values["since_ns"]), earlier)
     except (OSError, ValueError, KeyError, TypeError):
         return Notes()
 
 
 def write_notes(folder: Path, notes: Notes) -> None:
     """Keep the notes, durably.  Blocks.  Raises: OSError."""
-    values = {"own": notes.own, "counter": notes.counter, "seen": notes.seen, "since_ns": notes.since_ns}
+    values = asdict(notes)
     part = folder / f"{_NOTES}.part"
     with open(part, "w", encoding="utf-8") as file:
         json.dump(values, file)
@@ -211,7 +226,7 @@ class LeaseHolder:
     async def _put(self, among: Collection[CloudName], *, released: bool) -> set[CloudName]:
         self._counter += 1
         self._renewed_at_s = trio.current_time()
-        notes = evolve(read_notes(self._state_folder), own=str(self.name), counter=self._counter)
+        notes = read_notes(self._state_folder).with_own(str(self.name), self._counter)
         # First, so that a claim of our own is never taken for somebody else's after a kill.
         await trio.to_thread.run_sync(write_notes, self._state_folder, notes)
         lease = Lease(time.time_ns(), self._host, self._counter, released)

@@ -15,46 +15,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, TypeVar
 
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
 from cuckoo_mount.epochs.joining import Joined, Joining, OwnCopy
 from cuckoo_mount.epochs.keeping import kept_epochs, needed_entries, wants_snapshot
-from cuckoo_mount.epochs.ledger import Ledger
+from cuckoo_mount.epochs.ledger import COUNT_MAX, EpochStatus, Ledger
 from cuckoo_mount.epochs.looking import epoch_path, look
 from cuckoo_mount.epochs.making import EpochMaker
 from cuckoo_mount.epochs.publishing import Publisher
 from cuckoo_mount.epochs.timing import LITTLE_ROWS, EpochTimer
 from cuckoo_mount.errors import ConfigurationError, CuckooError, MetadataError, ReadOnly
 from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.types import CloudName
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 POLL_S: Final = 1.0
 GONE_POLL_S: Final = 0.1
 RETRY_S: Final = 2.0
 JOIN_S: Final = 10.0
 """While this machine has not the right to write yet, it is asked for this often."""
-COUNT_MAX: Final = 10_000
 OLDEST: Final = "epoch.oldest"
 """Local setting: of older epochs packs may be deleted; they count as gone."""
-
-
-@frozen(slots=True)
-class EpochStatus:
-    """How far the metadata are on the clouds.  Contract: `status --json`, `epoch`.
-
-    `local`: the newest epoch made; `cloud`: the newest durable one, None if there is none; `age_s`: how old that is,
-    0 if nothing changed since.  `changes`: rows that are in no epoch on any cloud, at most `COUNT_MAX`.
-    """
-
-    local: int
-    cloud: int | None
-    age_s: float | None
-    changes: int
 
 
 class EpochEngine:
@@ -130,6 +117,11 @@ class EpochEngine:
         if not self._ledger.durable:
             return 0
         return max(self._oldest, min(self._kept(None)))
+
+    def forget_cloud(self, name: CloudName) -> None:
+        """Have it looked at what lies on a cloud before that counts: everything there was deleted."""
+        if self._publisher is not None:
+            self._publisher.forget(name)
 
     # -- the tasks --
 
@@ -226,6 +218,13 @@ class EpochEngine:
         if new:
             found = await look(self._joining.clouds, self._joining.drive_id, new)
             self._note_refusal(publisher.meet(found))
+
+    async def inspect(self, work: Callable[[Publisher, Ledger], Awaitable[T]]) -> T | None:
+        """Return what `work` does, while no epoch is made or sent; None if this machine may not write.  Checkpoint."""
+        async with self._lock:
+            if self._publisher is None or self._refused:
+                return None
+            return await work(self._publisher, self._ledger)
 
     # -- sending --
 

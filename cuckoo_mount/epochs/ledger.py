@@ -16,11 +16,26 @@ from cuckoo_mount.epochformat import EPOCH_HEADER_BYTES, EpochHeader, EpochName,
 from cuckoo_mount.epochs.chain import EpochObject
 from cuckoo_mount.errors import FormatError, MetadataError
 
+COUNT_MAX: Final = 10_000
 OBJECT_PREFIX: Final = "epoch.object."
 DURABLE: Final = "epoch.durable"
 """Local setting: the number of the newest epoch that was seen on as many clouds as it takes."""
 LOCAL_EPOCH: Final = "epoch"
 """Local setting: what is changed now belongs to the epoch with this number (metadata/schema.py, `born_epoch`)."""
+
+
+@frozen(slots=True)
+class EpochStatus:
+    """How far the metadata are on the clouds.  Contract: `status --json`, `epoch`.
+
+    `local`: the newest epoch made; `cloud`: the newest durable one, None if there is none; `age_s`: how old that is,
+    0 if nothing changed since.  `changes`: rows that are in no epoch on any cloud, at most `COUNT_MAX`.
+    """
+
+    local: int
+    cloud: int | None
+    age_s: float | None
+    changes: int
 
 
 @frozen(slots=True)

@@ -6,8 +6,9 @@ Used by engine.py, which decides what is to be sent.  For one trio loop; one cal
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -57,6 +58,10 @@ class Publisher:
             del self._presence[name]
         return [name for name in self._clouds.names if name not in self._presence]
 
+    def forget(self, name: CloudName) -> None:
+        """Take note that it is not known what a cloud has."""
+        self._presence.pop(name, None)
+
     def meet(self, found: Look) -> str:
         """Take note of clouds that were away; return why this machine may not write any more, or nothing."""
         self._presence |= presence(found)
@@ -65,13 +70,37 @@ class Publisher:
         higher = max((name for name in (*leases, *epochs) if name > self.holder.name), default=None)
         return _superseded(higher) if higher is not None else ""
 
-    def _targets(self) -> list[CloudName]:
-        """Return the clouds that can be written to and of which it is known what they have."""
+    def claimed(self, cloud: CloudName) -> Mapping[EpochName, int]:
+        """Return what the cloud has, as far as this machine knows: names and sizes."""
+        return self._presence.get(cloud, {})
+
+    async def put_again(self, cloud: CloudName, entry: Entry, path: Path) -> None:
+        """Put the verified object in file `path` in the place of one that is damaged or lost.  Checkpoint.
+
+        Raises: CloudError, FormatError, OSError.
+        """
+        name = epoch_name(self._joining.drive_id, entry.name)
+        self._presence.setdefault(cloud, {}).pop(entry.name, None)
+        # Not every storage replaces one that is there.
+        await self._clouds.ask(cloud, jobs.delete_many, [name], deadline_s=DELETE_DEADLINE_S)
+        deadline_s = transfer_deadline_s(entry.size_bytes or 0)
+        await self._clouds.ask(cloud, jobs.put_file, name, str(path), entry.size_bytes, deadline_s=deadline_s)
+        self._presence[cloud][entry.name] = entry.size_bytes or 0
+
+    def _met(self) -> list[CloudName]:
+        """Return the clouds that are up, not read-only, and of which it is known what they have.
+
+        Claims go to all of these: whoever takes over may see just one that gets no epochs any more.
+        """
         return [
             name
             for name in self._clouds.names
-            if name in self._presence and self._clouds.is_up(name) and self._clouds.takes_objects(name)
+            if name in self._presence and self._clouds.is_up(name) and self._clouds.loses_objects(name)
         ]
+
+    def _targets(self) -> list[CloudName]:
+        """Return those of them that get epochs."""
+        return [name for name in self._met() if self._clouds.takes_objects(name)]
 
     async def publish(self, ledger: Ledger) -> Published:
         """Put what loading the tip takes on as many clouds as make it durable, those that lack least first.
@@ -134,14 +163,15 @@ class Publisher:
                 )
             except OSError as error:
                 raise DataUnavailable(f"epoch {entry.name}: {error.strerror}; check {path.parent}") from None
-            self._presence[cloud][entry.name] = entry.size_bytes or 0
+            if cloud in self._presence:
+                self._presence[cloud][entry.name] = entry.size_bytes or 0
 
     async def keep_claim(self) -> str:
         """Renew the claim if that is due, and look at one cloud in turn for a higher one.
 
         Returns why this machine may not write any more, or nothing.  Checkpoint.  Raises: OSError.
         """
-        targets = self._targets()
+        targets = self._met()
         if not targets or not await self.holder.renew_if_due(targets):
             return ""
         self._turn += 1
@@ -153,8 +183,10 @@ class Publisher:
         """Delete the objects that are older than all that `ledger` has.  Checkpoint, raises nothing of the clouds'."""
         known = {entry.name for entry in ledger.entries}
         oldest = min(known, key=lambda name: name.epoch)
-        for cloud in self._targets():
-            old = sorted(name for name in self._presence[cloud] if name not in known and _is_before(name, oldest))
+        for cloud in self._met():
+            old = sorted(
+                name for name in self._presence.get(cloud, {}) if name not in known and _is_before(name, oldest)
+            )
             for start in range(0, len(old), DELETE_BATCH):
                 await self._delete(cloud, old[start : start + DELETE_BATCH])
 
@@ -166,12 +198,12 @@ class Publisher:
             log.info("old epochs stay for now: %s", error)
             return
         for name in names:
-            del self._presence[cloud][name]
+            self._presence.get(cloud, {}).pop(name, None)
 
     async def release(self) -> None:
         """Say on the clouds that are up that this writer has ended.  Checkpoint.  Raises: OSError."""
         await trio.lowlevel.checkpoint()
-        await self.holder.release(self._targets())
+        await self.holder.release(self._met())
 
 
 def _is_before(name: EpochName, oldest: EpochName) -> bool:

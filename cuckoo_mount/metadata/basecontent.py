@@ -70,6 +70,12 @@ class ContentMetadata(Protocol):
     async def partial_chunks(self, limit: int) -> list[tuple[InodeNo, ChunkIndex]]:
         """Return up to `limit` dirty chunks whose base is still missing here."""
 
+    async def redundancies(self, inos: Collection[InodeNo]) -> dict[InodeNo, str]:
+        """Return the redundancy of those of these files that have one of their own (`REDUNDANCY_XATTR`)."""
+
+    async def dirty_redundancies(self) -> dict[InodeNo, str]:
+        """Return the same for all files with dirty chunks.  Reads all of these."""
+
     async def dirty_versions(self) -> list[tuple[InodeNo, ChunkIndex, VersionNo, int]]:
         """Return (inode, index, version, length) of every dirty chunk, incomplete ones included, oldest version first.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from cuckoo_mount.catalogue import CollectedCatalogue
+from cuckoo_mount.catalogue import ScrubbedCatalogue
 from cuckoo_mount.types import (
+    CloudLoad,
     CloudName,
     CloudRow,
     Duplicate,
@@ -18,7 +19,7 @@ from cuckoo_mount.types import (
 )
 
 
-class PackMetadata(CollectedCatalogue, Protocol):
+class PackMetadata(ScrubbedCatalogue, Protocol):
     """The catalogue: also how packs are entered, and the clouds."""
 
     async def finish_pack(
@@ -80,6 +81,9 @@ class PackMetadata(CollectedCatalogue, Protocol):
 
     async def only_on(self, cloud: CloudName) -> tuple[int, int]:
         """Return how many living packs lie on this cloud and on no other, and their bytes."""
+
+    async def load_of(self, cloud: CloudName) -> CloudLoad:
+        """Return what packs have on this cloud.  Reads all shares."""
 
     async def degraded_packs(self) -> int:
         """Return how many living packs have fewer shares on the drive's clouds than their policy wants.

@@ -16,6 +16,7 @@ from cuckoo_mount.metadata.sharing import Sharing
 from cuckoo_mount.types import (
     CloudName,
     CloudRow,
+    CloudUse,
     Location,
     PackNo,
     PackRow,
@@ -27,7 +28,20 @@ from cuckoo_mount.types import (
 SETTINGS_SQL = "SELECT key, value FROM setting WHERE substr(key, 1, length(?)) = ? ORDER BY key"
 LOCAL_SETTINGS_SQL = SETTINGS_SQL.replace("FROM setting", "FROM local_setting")
 _PACK_COLUMNS = "number, pack_id, policy, size, live, used, dead_epoch"
+USE_PREFIX: Final = "use."
+"""Settings `use.<cloud>`: a `CloudUse`; none: normal.  Not a column, so that no epoch needs another schema for it."""
+CLOUD_USES_SQL: Final = f"SELECT c.name, s.value FROM cloud c LEFT JOIN setting s ON s.key = '{USE_PREFIX}' || c.name"
 _LAST_EPOCH: Final = (1 << 63) - 1
+
+
+def use_of(value: str | None) -> CloudUse:
+    """Return what a setting `use.<cloud>` says, None if there is none; of what a newer version says: nothing new."""
+    if value is None:
+        return CloudUse.NORMAL
+    try:
+        return CloudUse(value)
+    except ValueError:
+        return CloudUse.NO_NEW
 
 
 def share_length_bytes(policy: str, size_bytes: int) -> int:
@@ -200,27 +214,33 @@ class Catalogue(Sharing):
         return {name: before.get(name, now_ns) for name in names}
 
     async def clouds(self) -> list[CloudRow]:
+        uses = {name: use_of(value) for name, value in self._db.rows(CLOUD_USES_SQL)}
         rows = self._db.rows(
             "SELECT name, cloud_id, url, capacity, reserve, grp, read_only FROM cloud ORDER BY position, name"
         )
         return [
-            CloudRow(CloudName(name), cloud_id, url, capacity, reserve, group, read_only == 1)
+            CloudRow(CloudName(name), cloud_id, url, capacity, reserve, group, read_only == 1, uses[name])
             for name, cloud_id, url, capacity, reserve, group, read_only in rows
         ]
 
     async def put_cloud(self, cloud: CloudRow) -> None:
-        self._db.ready()
-        self._db.run(
-            """INSERT INTO cloud (name, cloud_id, url, capacity, reserve, grp, read_only, position)
-            VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(position), 0) + 1 FROM cloud))
-            ON CONFLICT (name) DO UPDATE SET cloud_id = excluded.cloud_id, url = excluded.url,
-            capacity = excluded.capacity, reserve = excluded.reserve, grp = excluded.grp,
-            read_only = excluded.read_only""",
-            (
-                *(cloud.name, cloud.cloud_id, cloud.url, cloud.capacity_bytes, cloud.reserve_bytes, cloud.group),
-                int(cloud.read_only),
-            ),
-        )
+        key = f"{USE_PREFIX}{cloud.name}"
+        with self._db.change:
+            self._db.run(
+                """INSERT INTO cloud (name, cloud_id, url, capacity, reserve, grp, read_only, position)
+                VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(position), 0) + 1 FROM cloud))
+                ON CONFLICT (name) DO UPDATE SET cloud_id = excluded.cloud_id, url = excluded.url,
+                capacity = excluded.capacity, reserve = excluded.reserve, grp = excluded.grp,
+                read_only = excluded.read_only""",
+                (
+                    *(cloud.name, cloud.cloud_id, cloud.url, cloud.capacity_bytes, cloud.reserve_bytes, cloud.group),
+                    int(cloud.read_only),
+                ),
+            )
+            if cloud.use is CloudUse.NORMAL:
+                self._db.run("DELETE FROM setting WHERE key = ?", (key,))
+            elif self._setting("setting", key) != cloud.use.value:
+                self._put_setting("setting", key, cloud.use.value)
 
     async def cloud_usage(self) -> dict[CloudName, tuple[int, int]]:
         usage = {CloudName(name): (0, 0) for (name,) in self._db.rows("SELECT name FROM cloud")}

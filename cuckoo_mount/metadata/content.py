@@ -14,6 +14,7 @@ from typing import Any, Final
 from cuckoo_mount.metadata.nodes import Nodes, stale
 from cuckoo_mount.metadata.versions import Versions
 from cuckoo_mount.types import (
+    REDUNDANCY_XATTR,
     AbsentChunk,
     ChunkIndex,
     ChunkRow,
@@ -59,6 +60,8 @@ _DIRTY: Final = """
     SELECT h.ino, h.idx, h.version, h.length FROM held h WHERE h.dirty = 1
     AND NOT EXISTS (SELECT 1 FROM partial p WHERE p.ino = h.ino AND p.idx = h.idx) ORDER BY h.version"""
 _ALL_DIRTY: Final = "SELECT ino, idx, version, length FROM held WHERE dirty = 1 ORDER BY version"
+_DIRTY_POLICIES: Final = """
+    SELECT DISTINCT h.ino, x.value FROM held h JOIN xattr x ON x.ino = h.ino AND x.name = ? WHERE h.dirty = 1"""
 _PARTIAL: Final = """
     SELECT h.version, p.base, p.base_bytes, p.ranges, b.pack, b.offset, b.length, b.plain, b.digest
     FROM partial p JOIN held h ON h.ino = p.ino AND h.idx = p.idx JOIN version b ON b.version = p.base"""
@@ -197,6 +200,19 @@ class Content(Nodes, Versions):
 
     async def dirty_versions(self) -> list[tuple[InodeNo, ChunkIndex, VersionNo, int]]:
         return self._db.rows(_ALL_DIRTY)
+
+    async def redundancies(self, inos: Collection[InodeNo]) -> dict[InodeNo, str]:
+        found = {}
+        for ino in inos:
+            row = self._db.row("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, REDUNDANCY_XATTR))
+            if row is not None:
+                found[ino] = row[0].decode("ascii")
+        return found
+
+    async def dirty_redundancies(self) -> dict[InodeNo, str]:
+        return {
+            InodeNo(ino): value.decode("ascii") for ino, value in self._db.rows(_DIRTY_POLICIES, (REDUNDANCY_XATTR,))
+        }
 
     async def partial_versions(self) -> dict[VersionNo, tuple[Partial, Location]]:
         return {

@@ -13,10 +13,11 @@ from typing import Final
 
 import apsw
 
-from cuckoo_mount.metadata.catalogue import LOCAL_SETTINGS_SQL, SETTINGS_SQL
+from cuckoo_mount.metadata.catalogue import CLOUD_USES_SQL, LOCAL_SETTINGS_SQL, SETTINGS_SQL, use_of
 from cuckoo_mount.metadata.migrations import check_identity
 from cuckoo_mount.metadata.schema import CATALOGUE_FROM
 from cuckoo_mount.metadata.trouble import metadata_trouble
+from cuckoo_mount.types import CloudUse
 
 _PATIENCE_MS: Final = 10_000
 
@@ -36,10 +37,11 @@ def peek_local(path: Path, prefix: str) -> dict[str, str]:
         return dict(connection.execute(LOCAL_SETTINGS_SQL, (prefix, prefix)))
 
 
-def peek_clouds(path: Path) -> set[str]:
-    """Return the names of the clouds on the drive's list.  Raises: as `peek_settings`."""
+def peek_clouds(path: Path) -> dict[str, CloudUse]:
+    """Return what the drive does with each of the clouds on its list, by name.  Raises: as `peek_settings`."""
     with _open(path) as connection:
-        return {str(name) for (name,) in connection.execute("SELECT name FROM cloud")}
+        rows = connection.execute(CLOUD_USES_SQL).fetchall()
+        return {str(name): use_of(None if value is None else str(value)) for name, value in rows}
 
 
 def peek_changes(path: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Final
 
 from cuckoo_mount.metadata.versions import Versions
 from cuckoo_mount.types import (
+    REDUNDANCY_XATTR,
     ChunkIndex,
     CloudName,
     DirtyChunk,
@@ -36,6 +37,10 @@ _FILLS: Final = """
 _IN_PACK: Final = """
     SELECT v.version, v.pack, v.offset, v.length, v.plain, v.digest, coalesce(min(c.ino), 0), coalesce(c.idx, 0)
     FROM version v LEFT JOIN chunk c ON c.version = v.version WHERE v.pack = ? GROUP BY v.version ORDER BY v.offset"""
+
+_POLICIES_IN_PACK: Final = """
+    SELECT DISTINCT v.version, x.value FROM version v JOIN chunk c ON c.version = v.version
+    LEFT JOIN xattr x ON x.ino = c.ino AND x.name = ? WHERE v.pack = ?"""
 
 
 def shares_wanted(policy: str) -> int:
@@ -82,6 +87,10 @@ class Sharing(Versions):
             )
             for version, number, offset, length, plain, digest, ino, index in self._db.rows(_IN_PACK, (pack,))
         ]
+
+    async def redundancies_in(self, pack: PackNo) -> list[tuple[VersionNo, str | None]]:
+        rows = self._db.rows(_POLICIES_IN_PACK, (REDUNDANCY_XATTR, pack))
+        return [(VersionNo(version), None if value is None else value.decode("ascii")) for version, value in rows]
 
     # -- inside; part of the caller's change --
 

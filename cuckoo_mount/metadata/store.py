@@ -19,7 +19,6 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.errors import MetadataError
-from cuckoo_mount.metadata.catalogue import Catalogue
 from cuckoo_mount.metadata.checks import Checks
 from cuckoo_mount.metadata.cloudrows import CloudRows
 from cuckoo_mount.metadata.content import Content
@@ -27,6 +26,7 @@ from cuckoo_mount.metadata.database import Database
 from cuckoo_mount.metadata.flush import SharedFlush
 from cuckoo_mount.metadata.journal import Journal
 from cuckoo_mount.metadata.log import LogKeeper
+from cuckoo_mount.metadata.losses import Losses
 from cuckoo_mount.metadata.migrations import check_identity, make_schema, migrate
 from cuckoo_mount.metadata.records import MetadataStatistics
 from cuckoo_mount.metadata.renames import Renames
@@ -56,7 +56,7 @@ class StoreOptions:
 DEFAULT_OPTIONS: Final = StoreOptions()
 
 
-class SqliteMetadata(Renames, Content, Catalogue, CloudRows, Journal, Checks):
+class SqliteMetadata(Renames, Content, Losses, CloudRows, Journal, Checks):
     """One open store; see `Metadata` for every method.  Also an async context manager that ends with `aclose`.
 
     Nothing but `make_durable`, `aclose` checkpoints.  All raise MetadataError after a failure (database.py).

@@ -13,20 +13,20 @@ from typing import Final, TypeVar
 
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import ObjectInfo, Space
-from cuckoo_mount.clouds.translate import hide_secrets
-from cuckoo_mount.errors import CloudError, CuckooError
+from cuckoo_mount.errors import CloudError, CloudRefused, CuckooError
 from cuckoo_mount.format import pack_share_name, packs_prefix
 from cuckoo_mount.multi.fetching import ShareReader
+from cuckoo_mount.multi.figures import cloud_statistics
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
-from cuckoo_mount.multi.placement import choose, largest_share_bytes
+from cuckoo_mount.multi.placement import CloudState, choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
-from cuckoo_mount.multi.redundancy import ONE_COPY, Policy, parse_policy
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
 from cuckoo_mount.multi.rooms import Rooms
 from cuckoo_mount.multi.storing import PackStorer
 from cuckoo_mount.multi.stripes import StripeReader, Wanted
-from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, PackRow, ShareRow
+from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudUse, PackRow, ShareRow
 
 T = TypeVar("T")
 DELETE_BATCH: Final = 100
@@ -34,6 +34,9 @@ DELETE_BATCH: Final = 100
 LIST_DEADLINE_S: Final = 600.0
 SILENT_S: Final = 300.0
 """An idle drive asks a cloud that is well this seldom whether it still is: each time costs a worker's start."""
+UNWELL_SILENT_S: Final = 50.0
+"""One that is slow or failing gets little else to show that it is well again.  With the right to write renewed every
+two minutes that is still one request a minute."""
 
 
 class MultiFS:
@@ -54,9 +57,9 @@ class MultiFS:
         self._health = health
         self._drive_id = drive_id
         self._requests = CloudRequests(self._clouds, pool, health, drive_id)
-        self._rooms = Rooms(self._clouds, health, share_bytes=share_bytes)
-        self._rooms.set_usage(usage or {})
-        self._storer = PackStorer(self._clouds, self._requests, self._rooms, health, drive_id)
+        self.rooms: Final = Rooms(self._clouds, health, share_bytes=share_bytes)
+        self.rooms.set_usage(usage or {})
+        self._storer = PackStorer(self._clouds, self._requests, self.rooms, health, drive_id)
         self._reader = ShareReader(self._requests, health, drive_id, self._clouds)
         self._stripes = StripeReader(self._requests, self._reader)
 
@@ -111,23 +114,27 @@ class MultiFS:
         *args: object,
         length_bytes: int,
         deadline_s: float,
+        urgent: bool = True,
     ) -> T:
         """Return `job(settings, object name, *args)`, run in a worker on one share after the other until it succeeds.
 
         The job raises CloudCorrupt when what it got is not right.  `length_bytes`: about how much it transfers.
+        `urgent`: somebody waits: it goes before other requests, and may run on two shares at the same time.
         Waits for clouds whose trouble may pass.  Checkpoint.
         Raises: DataUnavailable (no share is right or ever will be), DataTimeout (those left did not answer in time).
         """
         return await self._reader.first_whole(
-            pack_id, shares, job, *args, length_bytes=length_bytes, deadline_s=deadline_s
+            pack_id, shares, job, *args, length_bytes=length_bytes, deadline_s=deadline_s, urgent=urgent
         )
 
-    async def read_stripe(self, wanted: Wanted, job: Callable[..., T], *args: object, deadline_s: float) -> T:
+    async def read_stripe(
+        self, wanted: Wanted, job: Callable[..., T], *args: object, deadline_s: float, urgent: bool = True
+    ) -> T:
         """As `first_whole`, for a pack whose shares are fragments: `job(source, object name, *args)`.
 
         `source` is a multi.stripejobs.Source.  Raises: DataUnavailable (too few shares are right), DataTimeout.
         """
-        return await self._stripes.read(wanted, job, *args, deadline_s=deadline_s)
+        return await self._stripes.read(wanted, job, *args, deadline_s=deadline_s, urgent=urgent)
 
     def take_damaged(self) -> frozenset[bytes]:
         """Return, and forget, the packs of which a share turned out to be damaged or lost while it was read."""
@@ -142,15 +149,19 @@ class MultiFS:
     def conditions(self) -> frozenset[tuple[CloudName, bool, bool]]:
         """The clouds that take something, with whether they are up and whether full: what decides where shares go."""
         return frozenset(
-            (name, self._health.is_up(name), self._health.is_full(name))
+            (name, self._health.is_up(name), self._health.takes_nothing(name))
             for name, entry in self._clouds.items()
             if not entry.read_only
         )
 
+    def note_damaged(self, pack_id: bytes) -> None:
+        """Remember that a share of the pack is damaged or lost; see `take_damaged`."""
+        self._reader.note_damaged(pack_id)
+
     def shares_possible(self, pack_bytes: int, policy: str) -> int:
         """Return how many shares of a pack of that size clouds that are up would take now, at most all of them."""
         wanted = parse_policy(policy)
-        return len(choose(self._rooms.states(), wanted.share_bytes(pack_bytes), wanted.shares))
+        return len(choose(self.rooms.states(), wanted.share_bytes(pack_bytes), wanted.shares))
 
     async def get_range(
         self, pack_id: bytes, shares: Sequence[ShareRow], offset: int, length_bytes: int, *, deadline_s: float
@@ -176,8 +187,9 @@ class MultiFS:
         return [pack for pack in packs if pack.pack_id not in kept]
 
     async def _delete_on(self, cloud: CloudName, packs: Sequence[PackRow], kept: set[bytes]) -> None:
-        for start in range(0, len(packs), DELETE_BATCH):
-            batch = packs[start : start + DELETE_BATCH]
+        start = 0
+        while start < len(packs):
+            batch = packs[start : start + self._requests.batch(cloud, DELETE_BATCH)]
             names = [
                 pack_share_name(self._drive_id, pack.pack_id, share.share)
                 for pack in batch
@@ -186,12 +198,18 @@ class MultiFS:
             ]
             try:
                 await self._ask_if_up(
-                    cloud, jobs.delete_many, names, request=Request.DELETE, deadline_s=TRANSFER_BASE_S + len(names)
+                    cloud,
+                    jobs.delete_many,
+                    names,
+                    request=Request.DELETE,
+                    deadline_s=TRANSFER_BASE_S + len(names),
+                    requests=len(names),
                 )
             except CloudError:
                 kept.update(pack.pack_id for pack in packs[start:])
                 return
-            self._rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
+            self.rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
+            start += len(batch)
 
     async def withdraw(self, pack_id: bytes, *, shares: int) -> bool:
         """Delete whatever is stored of a pack that was never finished, on every cloud.  Checkpoint, raises nothing.
@@ -202,7 +220,14 @@ class MultiFS:
         count = max(shares, len(clouds))
         calls = [
             partial(
-                self._ask_if_up, name, withdraw_pack, self._drive_id, pack_id, count, deadline_s=TRANSFER_BASE_S + count
+                self._ask_if_up,
+                name,
+                withdraw_pack,
+                self._drive_id,
+                pack_id,
+                count,
+                deadline_s=TRANSFER_BASE_S + count,
+                requests=count + 1,
             )
             for name in clouds
         ]
@@ -214,6 +239,7 @@ class MultiFS:
         job: Callable[..., T],
         *args: object,
         deadline_s: float,
+        requests: int = 1,
         request: Request = Request.NOTE,
     ) -> T:
         """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError.
@@ -222,7 +248,7 @@ class MultiFS:
         """
         if not self._health.is_up(cloud):
             await self._requests.probe_if_due(cloud)
-        return await self._requests.ask(cloud, request, job, *args, deadline_s=deadline_s)
+        return await self._requests.ask(cloud, request, job, *args, deadline_s=deadline_s, requests=requests)
 
     # -- clouds --
 
@@ -234,14 +260,17 @@ class MultiFS:
         before = self._clouds.get(name)
         self._clouds[name] = entry
         if before is None or (before.settings, before.trouble) != (entry.settings, entry.trouble):
-            self._health.forget(name)
-            self._rooms.forget_space(name)
+            self._forget(name)
+
+    def _forget(self, name: CloudName) -> None:
+        self._health.forget(name)
+        self.rooms.forget_space(name)
+        self._requests.forget(name)
 
     def drop_cloud(self, name: CloudName) -> None:
         """Ask this cloud for nothing any more, and forget what is known of it."""
         self._clouds.pop(name, None)
-        self._health.forget(name)
-        self._rooms.forget_space(name)
+        self._forget(name)
 
     async def ask(self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
         """Return `job(settings, *args)` for an object outside packs/, run in a worker.  Checkpoint.
@@ -250,6 +279,9 @@ class MultiFS:
         """
         if not self._health.is_up(name):
             await self._requests.probe_if_due(name)
+        state = self._health.state(name)
+        if state.condition is Condition.READ_ONLY and self._health.takes_nothing(name):
+            raise CloudRefused(state.last_error.removeprefix(f"cloud {name}: "), cloud=name)
         return await self._requests.ask(name, Request.NOTE, job, *args, deadline_s=deadline_s)
 
     async def consult(self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
@@ -257,6 +289,23 @@ class MultiFS:
         if not self._health.is_up(name):
             await self._requests.probe_if_due(name)
         return await self._requests.ask(name, Request.READ, job, *args, deadline_s=deadline_s)
+
+    async def examine(
+        self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int = 0
+    ) -> T:
+        """As `consult`, between two readings of the cloud's drive.json: so "not there" in the answer means lost."""
+        await self._requests.probe(name)
+        answer = await self._requests.ask(name, Request.READ, job, *args, deadline_s=deadline_s, bytes_down=bytes_down)
+        await self._requests.probe(name)
+        return answer
+
+    async def read_object(
+        self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int
+    ) -> T:
+        """As `consult`, but CloudMissing is raised only after drive.json was seen there.  Waits for nothing."""
+        return await self._requests.ask_for_object(
+            name, job, *args, deadline_s=deadline_s, bytes_down=bytes_down, urgent=False
+        )
 
     def entry(self, name: CloudName) -> CloudEntry:
         """Return how a cloud is used.  Raises: KeyError for a name that is not in `names`."""
@@ -267,8 +316,20 @@ class MultiFS:
         return self._health.is_up(name)
 
     def takes_objects(self, name: CloudName) -> bool:
-        """Return whether the user lets something be stored there."""
+        """Return whether packs and epochs are stored there."""
+        return not self._clouds[name].read_only and self._clouds[name].use is CloudUse.NORMAL
+
+    def loses_objects(self, name: CloudName) -> bool:
+        """Return whether something may be deleted there."""
         return not self._clouds[name].read_only
+
+    def is_idle(self, name: CloudName) -> bool:
+        """Return whether no request to the cloud has begun and not ended, also if it has been dropped."""
+        return not self._requests.under_way(name)
+
+    def states(self) -> list[CloudState]:
+        """Return what placement knows of every cloud."""
+        return self.rooms.states()
 
     async def look_after(self) -> None:
         """Probe what is not well or was not heard of for long, and ask for room where that may have changed.
@@ -278,11 +339,14 @@ class MultiFS:
         doubtful = [name for name in self._clouds if self._health.may_ask(name) and self._is_doubtful(name)]
         await gather([partial(self._requests.probe, name) for name in doubtful])
         # A full one, too: somebody else may have made room there.
-        wanted = {*self._rooms.changed(), *self._rooms.short()}
+        wanted = {*self.rooms.changed(), *self.rooms.short()}
         await self.refresh_space([name for name in self._clouds if name in wanted and name not in doubtful])
 
     def _is_doubtful(self, name: CloudName) -> bool:
-        return not self._health.is_up(name) or self._health.silent_s(name) >= SILENT_S
+        health = self._health
+        if not health.is_up(name) or health.is_suspect(name):
+            return True
+        return health.silent_s(name) >= (SILENT_S if health.is_well(name) else UNWELL_SILENT_S)
 
     async def probe(self, among: Collection[CloudName] | None = None) -> dict[CloudName, Condition]:
         """Read drive.json on these clouds (None: all), at the same time, and return how every cloud is.
@@ -299,9 +363,13 @@ class MultiFS:
 
     async def delete_objects(self, cloud: CloudName, names: Sequence[str]) -> None:
         """Delete objects below packs/ that no share row is about.  Checkpoint.  Raises: CloudError."""
-        for start in range(0, len(names), DELETE_BATCH):
-            batch = list(names[start : start + DELETE_BATCH])
-            await self._ask_if_up(cloud, jobs.delete_many, batch, deadline_s=TRANSFER_BASE_S + len(batch))
+        start = 0
+        while start < len(names):
+            batch = list(names[start : start + self._requests.batch(cloud, DELETE_BATCH)])
+            await self._ask_if_up(
+                cloud, jobs.delete_many, batch, deadline_s=TRANSFER_BASE_S + len(batch), requests=len(batch)
+            )
+            start += len(batch)
 
     async def refresh_space(self, among: Collection[CloudName] | None = None) -> None:
         """Ask clouds (None: all) that are up and did not say before that they never tell, for their room.
@@ -309,60 +377,21 @@ class MultiFS:
         One request each.  Checkpoint, raises nothing.
         """
         wanted = self._clouds if among is None else among
-        names = [name for name in wanted if self._health.is_up(name) and self._rooms.may_tell(name)]
+        names = [name for name in wanted if self._health.is_up(name) and self.rooms.may_tell(name)]
         calls = [
             partial(self._requests.ask, name, Request.READ, jobs.space, deadline_s=TRANSFER_BASE_S) for name in names
         ]
         for name, answer in zip(names, await gather(calls), strict=True):
             if answer is None or isinstance(answer, Space):
-                self._rooms.set_space(name, answer)
-
-    def has_room(self, pack_bytes: int, policy: Policy) -> bool:
-        """Return whether enough clouds that are up would take a share of a pack of that size, as far as is known."""
-        chosen = choose(self._rooms.states(rewriting=False), policy.share_bytes(pack_bytes), policy.data)
-        return len(chosen) == policy.data
-
-    def largest_pack_bytes(self, policy: Policy, *, at_least: int) -> int:
-        """Return how long a pack may be at most so that it gets as many shares as one of `at_least` bytes; 0: none."""
-        states = self._rooms.states(rewriting=False)
-        size = policy.share_bytes(at_least)
-        return policy.data * largest_share_bytes(states, policy.shares, needed=policy.data, at_least=size)
-
-    def space_left(self, policy: Policy = ONE_COPY) -> Space:
-        """Return how many plain bytes the drive holds at most and can still take, stored as `policy` wants.
-
-        Never asks a cloud: what `refresh_space` learnt, and what was stored since.  Clouds that are down count as they
-        were, so that `df` does not jump.  What is unsent is still to be subtracted, what is under way included.
-        """
-        return self._rooms.usable(policy)
-
-    def short(self) -> list[CloudName]:
-        """Return the clouds that have no room any more for what programs write."""
-        return [name for name in self._rooms.short() if not self._clouds[name].read_only]
+                self.rooms.set_space(name, answer)
 
     def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
         """Take over from the metadata how many packs and bytes lie on each cloud."""
-        self._rooms.set_usage(usage)
+        self.rooms.set_usage(usage)
 
     def statistics(self) -> tuple[CloudStatistics, ...]:
         """Return every cloud's figures, in the order of `names`."""
-        return tuple(self._cloud_statistics(name, entry) for name, entry in self._clouds.items())
-
-    def _cloud_statistics(self, name: CloudName, entry: CloudEntry) -> CloudStatistics:
-        state, counters = self._health.state(name), self._health.counters(name)
-        packs, used_bytes = self._rooms.usage(name)
-        return CloudStatistics(
-            name=name,
-            url=hide_secrets(entry.settings.url, entry.settings),
-            state=state.condition.value,
-            used_bytes=used_bytes,
-            capacity_bytes=self._rooms.capacity_bytes(name),
-            packs=packs,
-            requests=counters.requests,
-            errors=counters.errors,
-            bytes_up=counters.bytes_up,
-            bytes_down=counters.bytes_down,
-            sending_bytes=self._rooms.sending_bytes(name),
-            last_error=hide_secrets(state.last_error, entry.settings),
-            last_error_age_s=self._health.error_age_s(name),
+        return tuple(
+            cloud_statistics(name, entry, self._health, self.rooms, self._requests)
+            for name, entry in self._clouds.items()
         )

@@ -1,7 +1,8 @@
 """Which clouds get the shares of a pack: pure functions of what is known about the clouds.
 
 Used by multi/multifs.py.  Nothing here waits, remembers or looks at a clock; the same question gives the same answer.
-Rule: distinct clouds always; distinct groups as far as there are any; within that the largest deficit first.  A cloud's
+Rule: distinct clouds always; distinct groups as far as there are any; within that those that are well before slow ones,
+and the largest deficit first.  A cloud's
 deficit is the part of its room that is still free, so that clouds of different sizes fill up evenly.
 """
 
@@ -22,9 +23,11 @@ UNKNOWN_ROOM_BYTES: Final = 1 << 40
 class CloudState:
     """What placement knows about one cloud.
 
-    `is_up`: identity confirmed and last requests answered.  `is_full`: it said so lately.  `placed_bytes`: of our
-    shares, including those under way.  `capacity_bytes`: limit the user set on them, or None.  `free_bytes`: what the
-    cloud says is free, or None if it does not say.  `reserve_bytes`: of that, how much is not ours to take.
+    `is_up`: identity confirmed and last requests answered.  `is_full`: it said so lately.  `is_slow`: or fails often,
+    wants fewer requests, or has perhaps stopped answering: it takes what nobody else in a group as good can.
+    `is_no_new`: what is there stays, nothing comes.  `placed_bytes`: of our shares, including those under way.
+    `capacity_bytes`: limit the user set on them, or None.  `free_bytes`: what the cloud says is free, or None if it
+    does not say.  `reserve_bytes`: of that, how much is not ours to take.
     `spare_bytes`: of what we may take, how much is not for what is asked about here.
     `group`: clouds with the same non-empty group may be lost together.
     """
@@ -32,7 +35,9 @@ class CloudState:
     name: CloudName
     is_up: bool = True
     is_full: bool = False
+    is_slow: bool = False
     is_read_only: bool = False
+    is_no_new: bool = False
     placed_bytes: int = 0
     capacity_bytes: int | None = None
     free_bytes: int | None = None
@@ -51,9 +56,26 @@ def room_bytes(cloud: CloudState) -> int | None:
     return max(0, min(limits) - cloud.spare_bytes) if limits else None
 
 
+def total_bytes(cloud: CloudState) -> int:
+    """Return how many bytes of ours the cloud can have in all."""
+    room = room_bytes(cloud)
+    return cloud.placed_bytes + (max(0, UNKNOWN_ROOM_BYTES - cloud.placed_bytes) if room is None else room)
+
+
+def fill_level(cloud: CloudState) -> float:
+    """Return which part of that is used, 0 to 1; 1 where there is no room at all.  What placement evens out."""
+    total = total_bytes(cloud)
+    return cloud.placed_bytes / total if total else 1.0
+
+
+def is_wanted(cloud: CloudState) -> bool:
+    """Return whether the user lets new shares go there."""
+    return not (cloud.is_read_only or cloud.is_no_new)
+
+
 def can_take(cloud: CloudState, size_bytes: int) -> bool:
     """Return whether a share of `size_bytes` may go there now."""
-    if not cloud.is_up or cloud.is_full or cloud.is_read_only:
+    if not cloud.is_up or cloud.is_full or not is_wanted(cloud):
         return False
     room = room_bytes(cloud)
     return room is None or room >= size_bytes
@@ -70,7 +92,7 @@ def choose(
     candidates = [cloud for cloud in clouds if cloud.name not in taken and can_take(cloud, size_bytes)]
     chosen: list[CloudName] = []
     while candidates and len(chosen) < copies:
-        best = min(candidates, key=lambda cloud: (cloud.group in groups, *_preference(cloud)))
+        best = min(candidates, key=lambda cloud: (cloud.group in groups, cloud.is_slow, *_preference(cloud)))
         candidates.remove(best)
         chosen.append(best.name)
         if best.group:
@@ -91,10 +113,7 @@ def largest_share_bytes(clouds: Sequence[CloudState], shares: int, *, needed: in
 
 def _preference(cloud: CloudState) -> tuple[float, int, str]:
     # Smallest first.  The name makes the order total: equal clouds must not depend on the order they were added in.
-    room = room_bytes(cloud)
-    room = max(0, UNKNOWN_ROOM_BYTES - cloud.placed_bytes) if room is None else room
-    total = cloud.placed_bytes + room
-    return (-(room / total) if total else 0.0, cloud.placed_bytes, cloud.name)
+    return (fill_level(cloud), cloud.placed_bytes, cloud.name)
 
 
 def usable_bytes(rooms: Sequence[int], copies: int) -> int:

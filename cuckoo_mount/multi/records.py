@@ -10,7 +10,7 @@ from typing import Final
 from attrs import frozen
 
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.types import CloudName, CloudRow
+from cuckoo_mount.types import CloudName, CloudRow, CloudUse
 
 TRANSFER_BASE_S: Final = 30.0
 SLOWEST_BYTES_PER_S: Final = 64 << 10
@@ -31,30 +31,37 @@ class CloudEntry:
     reserve_bytes: int = 0
     group: str = ""
     read_only: bool = False
+    use: CloudUse = CloudUse.NORMAL
 
 
 @frozen(slots=True, kw_only=True)
 class CloudStatistics:
     """A cloud in `status --json`, field by field.  `url` and `last_error` show no secrets.
 
-    `used_bytes`, `packs`: our shares there.  `capacity_bytes`: what the user allowed, or else what the cloud says it
-    has; None if neither is known.  `sending_bytes`: of shares on their way there right now.  `last_error_age_s`: how
-    long ago that error was; None if there was none.  The counters begin at the mount.
+    `use`: a `CloudUse`.  `used_bytes`, `packs`: our shares there.  `capacity_bytes`: what the user allowed, or else
+    what the cloud says it has; None if neither is known.  `sending_bytes`: of shares on their way there right now.
+    `rejected`: requests that were too many for it.  `hedged`: reads for which another cloud was asked as well, because
+    this one was late.  `requests_per_second`: what its account gets now; None: as many as are wanted.
+    `last_error_age_s`: how long ago that error was; None if there was none.  The counters begin at the mount.
     """
 
     name: CloudName
     url: str
     state: str
-    used_bytes: int
-    capacity_bytes: int | None
-    packs: int
-    requests: int
-    errors: int
-    bytes_up: int
-    bytes_down: int
-    sending_bytes: int
-    last_error: str
-    last_error_age_s: float | None
+    use: str
+    used_bytes: int = 0
+    capacity_bytes: int | None = None
+    packs: int = 0
+    requests: int = 0
+    errors: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    rejected: int = 0
+    hedged: int = 0
+    requests_per_second: float | None = None
+    sending_bytes: int = 0
+    last_error: str = ""
+    last_error_age_s: float | None = None
 
 
 def entry_of(row: CloudRow, settings: CloudSettings, trouble: str = "") -> CloudEntry:
@@ -67,6 +74,7 @@ def entry_of(row: CloudRow, settings: CloudSettings, trouble: str = "") -> Cloud
         reserve_bytes=row.reserve_bytes,
         group=row.group,
         read_only=row.read_only,
+        use=row.use,
     )
 
 

@@ -14,6 +14,8 @@ from attrs import frozen
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.format import share_length
 
+NO_REDUNDANCY: Final = "none"
+"""One copy, as people write it."""
 ERASURE_SHARES_MAX: Final = 32
 """More the library cannot do, and nobody has so many clouds."""
 SHARES_MAX: Final = 256
@@ -58,13 +60,30 @@ def parse_policy(text: str) -> Policy:
 
     Raises: UsageError with what to write instead.
     """
-    if text == "none":
+    if text == NO_REDUNDANCY:
         return Policy(1, 0)
     found = _TEXT.fullmatch(text)
     if found is None:
         raise UsageError(f"redundancy {text!r} is not understood; write none, a number of copies such as 2, or K+M")
     first, second = int(found[1]), found[2]
     return Policy(1, first - 1) if second is None else Policy(first, int(second))
+
+
+def check_redundancy(text: str) -> str:
+    """Return a redundancy as it is kept: `none`, the number of copies, ≥ 2, or K+M for an erasure code.
+
+    Raises: UsageError for what is no redundancy.
+    """
+    if text == NO_REDUNDANCY:
+        return text
+    policy = parse_policy(text)
+    if not policy.is_copies and not policy.parity:
+        raise UsageError(f"redundancy {text} survives no loss; write {policy.data}+1 to survive one cloud, or none")
+    if not policy.is_copies and policy.shares > ERASURE_SHARES_MAX:
+        raise UsageError(f"redundancy {text}: at most {ERASURE_SHARES_MAX} shares in all; on how many clouds?")
+    if policy.shares == 1:
+        raise UsageError(f"redundancy {text} is one copy, which is none; write none, or 2 for two copies")
+    return format_policy(policy)
 
 
 def format_policy(policy: Policy) -> str:

@@ -1,7 +1,8 @@
-"""One request to one cloud: run in a worker, timed, counted, and turned into a documented error when it fails.
+"""One request to one cloud: in its turn, run in a worker, timed, counted, and a documented error when it fails.
 
 Used by multi/multifs.py and multi/fetching.py; the only place of the daemon that hands cloud work to the pool.
-For one trio loop.  Every method is a checkpoint; a cancelled request is not counted.
+For one trio loop.  Every method is a checkpoint; a cancelled request is not counted, but it may show that its cloud is
+late.
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from cuckoo_mount.clouds import jobs
+from cuckoo_mount.clouds.accounts import Account, account_of, requests_per_second
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import expecting
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudError,
     CloudMissing,
+    CloudNeedsLogin,
     CloudRefused,
+    CloudTimeout,
     CloudUnavailable,
     CuckooError,
     FormatError,
     UsageError,
 )
 from cuckoo_mount.multi.health import Health, Request
+from cuckoo_mount.multi.limits import Limits
+from cuckoo_mount.multi.pace import Paces
 from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.types import CloudName
 
@@ -35,8 +42,13 @@ PROBE_DEADLINE_S: Final = 20.0
 class Pool(Protocol):
     """What is asked of workers.WorkerPool."""
 
-    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
-        """Return function(*args), run in a worker process; raise what it raises, CloudTimeout after `deadline_s`."""
+    async def run(
+        self, function: Callable[..., T], *args: object, deadline_s: float, started: Callable[[], object] = ...
+    ) -> T:
+        """Return function(*args), run in a worker process; raise what it raises, CloudTimeout after `deadline_s`.
+
+        `started` is called when a worker gets it.
+        """
 
 
 class CloudRequests:
@@ -47,11 +59,28 @@ class CloudRequests:
         self._pool = pool
         self._health = health
         self._drive_id = drive_id
+        self.limits: Final = Limits()
+        self.paces: Final = Paces()
         self._under_way: Counter[CloudName] = Counter()
 
     async def compute(self, job: Callable[..., T], *args: object, deadline_s: float) -> T:
         """Return `job(*args)`, run in a worker, which asks no cloud.  Raises: what the job does, CloudUnavailable."""
         return await self._pool.run(job, *args, deadline_s=deadline_s)
+
+    def batch(self, cloud: CloudName, most: int) -> int:
+        """Return how many requests one job should make there, 1 to `most`: within a job nothing waits for its turn."""
+        entry = self._clouds.get(cloud)
+        return most if entry is None else self.limits.batch(account_of(entry.settings), most)
+
+    def per_second(self, cloud: CloudName) -> float | None:
+        """Return how many requests per second the cloud's account gets now, None for any number."""
+        entry = self._clouds.get(cloud)
+        return None if entry is None else self.limits.per_s(account_of(entry.settings))
+
+    def forget(self, cloud: CloudName) -> None:
+        """Drop what is known of the times of a cloud, and of accounts that no cloud has any more."""
+        self.paces.forget(cloud)
+        self.limits.keep_only(account_of(entry.settings) for entry in self._clouds.values())
 
     def under_way(self, cloud: CloudName) -> int:
         """Return how many requests to the cloud have begun and not ended."""
@@ -66,28 +95,73 @@ class CloudRequests:
         deadline_s: float,
         bytes_up: int = 0,
         bytes_down: int = 0,
+        requests: int = 1,
+        urgent: bool = False,
     ) -> T:
         """Return `job(settings of cloud, *args)`.  `bytes_…`: what counts as moved when it works.
 
+        Waits for its turn, `deadline_s` at most, where the cloud's account is limited; `requests`: how many the job
+        makes there, `urgent`: before others.  What the cloud rejects as too much is asked again, unless it is urgent:
+        then another share may be nearer.
         Raises: CloudError and its children with `cloud` filled in; FormatError, DataUnavailable and OSError when a
         local file is at fault, which says nothing about the cloud.
         """
-        settings = self._settings(cloud)
+        ends_at_s = trio.current_time() + deadline_s
+        while True:
+            settings = self._settings(cloud)
+            account = account_of(self._clouds[cloud].settings)
+            try:
+                await self.limits.turn(account, requests, urgent=urgent, deadline_s=ends_at_s - trio.current_time())
+            except CloudBusy as error:
+                raise error.retold(cloud=cloud) from None
+            watch = _Watch(request, bytes_up, bytes_down)
+            try:
+                result = await self._ask_once(cloud, settings, watch, job, *args, deadline_s=deadline_s)
+            except CloudBusy as error:
+                self.limits.note_rejected(account, error.retry_after_s)
+                if urgent or not self._health.is_up(cloud) or trio.current_time() >= ends_at_s:
+                    raise
+                continue
+            self.limits.note_accepted(account, requests)
+            return result
+
+    async def _ask_once(
+        self,
+        cloud: CloudName,
+        settings: CloudSettings,
+        watch: _Watch,
+        job: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+    ) -> T:
         self._under_way[cloud] += 1
         try:
-            result = await self._pool.run(job, settings, *args, deadline_s=deadline_s)
+            result = await self._pool.run(job, settings, *args, deadline_s=deadline_s, started=watch.start)
         except CuckooError as error:
             if self._clouds.get(cloud) is None:
                 raise CloudUnavailable("was removed from the drive meanwhile", cloud=cloud) from None
-            known = _as_cloud_error(error, cloud, request)
+            known = _as_cloud_error(error, cloud, watch.request)
             if known is None:
                 raise
-            self._health.report(cloud, request, known)
+            if isinstance(known, CloudTimeout):
+                self._note_given_up(cloud, watch)
+            self._health.report(cloud, watch.request, known)
             raise known from None
+        except trio.Cancelled:
+            self._note_given_up(cloud, watch)
+            raise
         finally:
             self._under_way[cloud] -= 1
-        self._health.report(cloud, request, None, bytes_up=bytes_up, bytes_down=bytes_down)
+        pace = self.paces.note(cloud, watch.request, watch.size_bytes, watch.seconds) if watch.is_measured else None
+        self._health.report(cloud, watch.request, None, bytes_up=watch.bytes_up, bytes_down=watch.bytes_down, pace=pace)
         return result
+
+    def _note_given_up(self, cloud: CloudName, watch: _Watch) -> None:
+        if watch.is_measured and watch.is_started and cloud in self._clouds:
+            late_s = self.paces.late_s(cloud, watch.request, watch.size_bytes)
+            if watch.seconds >= late_s:
+                pace = self.paces.note_given_up(cloud, watch.request, watch.size_bytes, watch.seconds)
+                self._health.note_late(cloud, pace)
 
     def _settings(self, cloud: CloudName) -> CloudSettings:
         """Return how a worker opens the cloud.  Raises: CloudUnavailable, CloudRefused when that cannot be."""
@@ -95,10 +169,22 @@ class CloudRequests:
         if entry is None:
             raise CloudUnavailable("is not one of this drive's clouds; add it again", cloud=cloud)
         if entry.trouble:
-            refused = CloudRefused(entry.trouble, cloud=cloud)
+            refused = CloudNeedsLogin(entry.trouble, cloud=cloud)
             self._health.report(cloud, Request.PROBE, refused)
             raise refused
+        try:
+            self._set_ceiling(account_of(entry.settings))
+        except UsageError as error:
+            wrong = CloudRefused(str(error), cloud=cloud)
+            self._health.report(cloud, Request.PROBE, wrong)
+            raise wrong from None
         return expecting(entry.settings, self._drive_id, entry.cloud_id)
+
+    def _set_ceiling(self, account: Account) -> None:
+        """Limit the account as the user wants: of several numbers for it the smallest.  Raises: UsageError."""
+        of_account = [entry.settings for entry in self._clouds.values() if account_of(entry.settings) == account]
+        given = [per_s for settings in of_account if (per_s := requests_per_second(settings)) is not None]
+        self.limits.set_ceiling(account, min(given, default=None))
 
     async def probe(self, cloud: CloudName) -> None:
         """Return if the cloud's own drive.json was read there just now.  Raises: as `ask`."""
@@ -115,23 +201,56 @@ class CloudRequests:
         await self.probe(cloud)
 
     async def ask_for_object(
-        self, cloud: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int
+        self, cloud: CloudName, job: Callable[..., T], *args: object, deadline_s: float, bytes_down: int, urgent: bool
     ) -> T:
         """As `ask` with a read; CloudMissing is raised only after drive.json was seen there, else what the probe says.
 
         An emptied bucket or another disk at the same place must never look like lost objects.
         """
         try:
-            return await self.ask(cloud, Request.READ, job, *args, deadline_s=deadline_s, bytes_down=bytes_down)
+            return await self.ask(
+                cloud, Request.READ, job, *args, deadline_s=deadline_s, bytes_down=bytes_down, urgent=urgent
+            )
         except CloudMissing:
             await self.probe(cloud)
             raise
 
 
+class _Watch:
+    """Times one request from when a worker gets it: waiting for a worker is no cloud's fault."""
+
+    def __init__(self, request: Request, bytes_up: int, bytes_down: int) -> None:
+        self.request: Final = request
+        self.bytes_up: Final = bytes_up
+        self.bytes_down: Final = bytes_down
+        self._started_at_s: float | None = None
+
+    def start(self) -> None:
+        """Begin; once more, when the job is started again."""
+        self._started_at_s = trio.current_time()
+
+    @property
+    def is_started(self) -> bool:
+        return self._started_at_s is not None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its time can be compared: of jobs that move no objects it depends on what they do."""
+        return bool(self.size_bytes) or self.request is Request.PROBE
+
+    @property
+    def size_bytes(self) -> int:
+        return self.bytes_up + self.bytes_down
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self._started_at_s is None else trio.current_time() - self._started_at_s
+
+
 def _as_cloud_error(error: CuckooError, cloud: CloudName, request: Request) -> CloudError | None:
     """Return what `error` says about the cloud, or None if it is about something else."""
     if isinstance(error, CloudError):
-        return error if error.cloud else type(error)(error.message, cloud=cloud, name=error.name)
+        return error if error.cloud else error.retold(cloud=cloud)
     if isinstance(error, UsageError) or (
         isinstance(error, FormatError) and request not in (Request.WRITE, Request.NOTE)
     ):

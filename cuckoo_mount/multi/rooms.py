@@ -18,10 +18,18 @@ from attrs import evolve
 
 from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.multi.health import Health
-from cuckoo_mount.multi.placement import UNKNOWN_ROOM_BYTES, CloudState, room_bytes, usable_bytes
+from cuckoo_mount.multi.placement import (
+    UNKNOWN_ROOM_BYTES,
+    CloudState,
+    choose,
+    is_wanted,
+    largest_share_bytes,
+    room_bytes,
+    usable_bytes,
+)
 from cuckoo_mount.multi.records import CloudEntry
-from cuckoo_mount.multi.redundancy import Policy
-from cuckoo_mount.types import CHUNK_SIZE_BYTES, PACK_SIZE_BYTES, CloudName
+from cuckoo_mount.multi.redundancy import ONE_COPY, Policy
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, PACK_SIZE_BYTES, CloudName, CloudUse
 
 SPARE_PART: Final = 0.05
 """At most this part of a cloud is spare, …"""
@@ -126,17 +134,29 @@ class Rooms:
 
     def short(self) -> list[CloudName]:
         """Return the clouds that have no room for programs' data, or said that they are full."""
-        return [name for name in self._clouds if self._room_bytes(name) <= 0]
+        return [name for name in self._clouds if self._is_wanted(name) and self._room_bytes(name) <= 0]
 
-    def usable(self, policy: Policy) -> Space:
+    def has_room(self, pack_bytes: int, policy: Policy) -> bool:
+        """Return whether enough clouds that are up would take a share of a pack of that size, as far as is known."""
+        chosen = choose(self.states(rewriting=False), policy.share_bytes(pack_bytes), policy.data)
+        return len(chosen) == policy.data
+
+    def largest_pack_bytes(self, policy: Policy, *, at_least: int) -> int:
+        """Return how long a pack may be at most so that it gets as many shares as one of `at_least` bytes; 0: none."""
+        size = policy.share_bytes(at_least)
+        states = self.states(rewriting=False)
+        return policy.data * largest_share_bytes(states, policy.shares, needed=policy.data, at_least=size)
+
+    def usable(self, policy: Policy = ONE_COPY) -> Space:
         """Return the plain bytes of programs that fit in all and still, stored as `policy` wants.
 
-        Clouds count even if down.  What is under way counts as still to be stored.
+        Never asks a cloud: what they told last, and what was stored since.  Clouds that are down count as they were, so
+        that `df` does not jump.  What is unsent is still to be subtracted, what is under way included.
         """
         free, total = [], []
         borrowed = 0
-        for name, entry in self._clouds.items():
-            if not entry.read_only:
+        for name in self._clouds:
+            if self._is_wanted(name):
                 room = self._room_bytes(name)
                 borrowed += max(0, -room)
                 free.append(max(0, room))
@@ -146,9 +166,12 @@ class Rooms:
         # What packs took of the spare is given back first: else each cloud would be filled a little more in its turn.
         return Space(total_bytes, max(0, free_bytes - policy.data * borrowed // policy.shares))
 
+    def _is_wanted(self, name: CloudName) -> bool:
+        return is_wanted(self._state(name, 0, 0))
+
     def _room_bytes(self, name: CloudName) -> int:
         """Return the room for programs' data; negative as far as the spare was taken."""
-        if self._health.is_full(name):
+        if self._health.takes_nothing(name):
             return 0
         room = room_bytes(self._state(name, 0, 0))
         return UNKNOWN_ROOM_BYTES if room is None else room - self.spare_bytes(name)
@@ -162,8 +185,10 @@ class Rooms:
         return CloudState(
             name=name,
             is_up=self._health.is_up(name),
-            is_full=self._health.is_full(name),
+            is_full=self._health.takes_nothing(name),
+            is_slow=not self._health.is_well(name) or self._health.is_suspect(name),
             is_read_only=entry.read_only,
+            is_no_new=entry.use is not CloudUse.NORMAL,
             placed_bytes=self.usage(name)[1] + under_way,
             capacity_bytes=entry.capacity_bytes,
             free_bytes=free_bytes,

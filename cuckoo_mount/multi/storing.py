@@ -17,7 +17,7 @@ from cuckoo_mount.multi.records import CloudEntry, transfer_deadline_s
 from cuckoo_mount.multi.redundancy import Policy, parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, gather
 from cuckoo_mount.multi.rooms import Rooms
-from cuckoo_mount.types import CloudName, ShareRow
+from cuckoo_mount.types import CloudName, CloudUse, ShareRow
 
 
 class PackStorer:
@@ -102,6 +102,7 @@ class PackStorer:
             name
             for name, entry in self._clouds.items()
             if not entry.read_only
+            and entry.use is CloudUse.NORMAL
             and name not in upload.failed
             and not self._health.is_up(name)
             and self._health.may_ask(name)
@@ -164,6 +165,8 @@ class PackStorer:
     def _why_not(self, state: CloudState, size_bytes: int) -> str:
         if state.is_read_only:
             return f"cloud {state.name}: is read-only"
+        if state.is_no_new:
+            return f"cloud {state.name}: takes nothing new"
         known = self._health.state(state.name)
         if not state.is_up or state.is_full:
             return known.last_error or f"cloud {state.name}: is {known.condition.value}"

@@ -76,6 +76,7 @@ class BuiltPack:
 
     `fragments`: the digest of each share, where shares are not copies.
 
+    `policy`: that of the specification.
     `missing`: chunks whose local file was gone; they are not in the pack.  `sealed` may be empty because of them.
     `repeats`: chunks with the bytes of an earlier one, which is sealed; they are not in the pack either.
     """
@@ -88,6 +89,7 @@ class BuiltPack:
     missing: tuple[DirtyChunk, ...]
     repeats: tuple[Duplicate, ...] = ()
     fragments: tuple[bytes, ...] = ()
+    policy: Policy = ONE_COPY
 
 
 def build_pack(spec: BuildSpec) -> BuiltPack:
@@ -109,7 +111,7 @@ def build_pack(spec: BuildSpec) -> BuiltPack:
         _sync_directory(os.path.dirname(spec.target))
     except OSError as error:
         raise _local_error(error, "pack file", spec.target) from None
-    return evolve(body.result(), fragments=fragments)
+    return evolve(body.result(), fragments=fragments, policy=spec.policy)
 
 
 def _write_parity(spec: BuildSpec) -> tuple[bytes, ...]:

@@ -8,7 +8,7 @@ at most once per tier (four of them), however long a trickle of small files goes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from cuckoo_mount.format import ENTRY_BYTES, FOOTER_BYTES, HEADER_BYTES
@@ -41,13 +41,43 @@ def fullness(pack: PackFill, pack_size_bytes: int) -> float:
     return max(pack.live_bytes / pack_size_bytes, pack.versions / MAX_CHUNKS_PER_PACK)
 
 
+def batches_of(packs: Iterable[PackRow], pack_size_bytes: int) -> Iterator[Batch]:
+    """Yield all of these packs in their order, small ones together as far as they fit into one."""
+    batch: list[PackRow] = []
+    live = 0
+    for pack in packs:
+        if batch and live + pack.live_bytes > pack_size_bytes:
+            yield tuple(fill_of(pack) for pack in batch)
+            batch, live = [], 0
+        batch.append(pack)
+        live += pack.live_bytes
+    if batch:
+        yield tuple(fill_of(pack) for pack in batch)
+
+
 def fill_of(pack: PackRow) -> PackFill:
     """Return how much of a pack lives; how many versions that is, is not counted."""
     return PackFill(pack.number, pack.policy, pack.size_bytes, pack.live_bytes, pack.used_bytes, 0)
 
 
 def choose_now_and_then(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
-    """Return batches, each to become one pack, that are worth it while nobody asked for it."""
+    """Return batches, each to become one pack of one policy, that are worth it while nobody asked for it."""
+    return [batch for group in _by_policy(packs) for batch in _choose_some(group, pack_size_bytes)]
+
+
+def choose_thoroughly(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
+    """Return batches after which what is stored is within `STORED_RATIO` and small packs are merged, or none."""
+    return [batch for group in _by_policy(packs) for batch in _choose_all(group, pack_size_bytes)]
+
+
+def _by_policy(packs: Sequence[PackFill]) -> Collection[Sequence[PackFill]]:
+    groups: dict[str, list[PackFill]] = {}
+    for pack in packs:
+        groups.setdefault(pack.policy, []).append(pack)
+    return groups.values()
+
+
+def _choose_some(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
     sparse = [
         pack
         for pack in packs
@@ -60,20 +90,20 @@ def choose_now_and_then(packs: Sequence[PackFill], pack_size_bytes: int) -> list
         part = fullness(pack, pack_size_bytes)
         if pack.number not in taken and part < 1 / SMALL:
             tiers.setdefault(math.floor(math.log(part, MERGE_COUNT)), []).append(pack)
-    batches = _fill(sparse, pack_size_bytes)
+    batches = fill_batches(sparse, pack_size_bytes)
     for _, members in sorted(tiers.items()):
-        batches += [batch for batch in _fill(members, pack_size_bytes) if len(batch) >= MERGE_COUNT]
+        batches += [batch for batch in fill_batches(members, pack_size_bytes) if len(batch) >= MERGE_COUNT]
     return batches
 
 
 def choose_to_squeeze(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
     """Return batches, those that free most for what is written first, for clouds that have no room any more."""
     wanted = [pack for pack in packs if pack.size_bytes - needed_bytes(pack) >= pack_size_bytes // SPARSE_GAIN]
-    return _fill(sorted(wanted, key=lambda pack: needed_bytes(pack) / pack.size_bytes), pack_size_bytes)
+    emptiest = sorted(wanted, key=lambda pack: needed_bytes(pack) / pack.size_bytes)
+    return [batch for group in _by_policy(emptiest) for batch in fill_batches(group, pack_size_bytes)]
 
 
-def choose_thoroughly(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
-    """Return batches after which what is stored is within `STORED_RATIO` and small packs are merged, or none."""
+def _choose_all(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
     stored = sum(pack.size_bytes for pack in packs)
     needed = sum(needed_bytes(pack) for pack in packs)
     sparse: list[PackFill] = []
@@ -86,11 +116,11 @@ def choose_thoroughly(packs: Sequence[PackFill], pack_size_bytes: int) -> list[B
     taken = {pack.number for pack in sparse}
     small = [pack for pack in packs if pack.number not in taken and fullness(pack, pack_size_bytes) < 1 / SMALL]
     # Together, so that sparse ones and small ones fill each other up; alone a small one is not written again.
-    batches = _fill(sorted([*sparse, *small], key=lambda pack: pack.number), pack_size_bytes)
+    batches = fill_batches(sorted([*sparse, *small], key=lambda pack: pack.number), pack_size_bytes)
     return [batch for batch in batches if len(batch) > 1 or batch[0].number in taken]
 
 
-def _fill(packs: Iterable[PackFill], pack_size_bytes: int) -> list[Batch]:
+def fill_batches(packs: Iterable[PackFill], pack_size_bytes: int) -> list[Batch]:
     """Part packs into batches that are at most one full pack, keeping the order: neighbours stay neighbours."""
     batches: list[Batch] = []
     batch: list[PackFill] = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -17,6 +18,7 @@ from attrs import frozen
 from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.clock import now_ns
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.choosing import (
     SMALL,
     SPARSE_FILL,
@@ -29,6 +31,7 @@ from cuckoo_mount.packs.compaction import Compactor, Moved
 from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown
 from cuckoo_mount.packs.healing import Healer
 from cuckoo_mount.packs.reader import PackReader
+from cuckoo_mount.packs.repacking import Repacker
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import PackFill, PackNo
 
@@ -67,6 +70,7 @@ class Collected:
     packs_deleted: int = 0
     packs_compacted: int = 0
     packs_healed: int = 0
+    packs_repacked: int = 0
     packs_kept: int = 0
     freed_bytes: int = 0
     objects_deleted: int = 0
@@ -78,6 +82,7 @@ class Collected:
             packs_deleted=self.packs_deleted + other.packs_deleted,
             packs_compacted=self.packs_compacted + other.packs_compacted,
             packs_healed=self.packs_healed + other.packs_healed,
+            packs_repacked=self.packs_repacked + other.packs_repacked,
             packs_kept=other.packs_kept,
             freed_bytes=self.freed_bytes + other.freed_bytes,
             objects_deleted=self.objects_deleted + other.objects_deleted,
@@ -110,6 +115,7 @@ class Collector:
         self._is_idle = is_idle
         self._compactor = Compactor(metadata, writer, reader, moved)
         self.healer: Final = Healer(metadata, multifs, writer, self._compactor, is_idle, rate_bytes=heal_rate_bytes)
+        self._repacker = Repacker(metadata, writer, self._compactor, is_idle)
         self._lock = trio.Lock()
         self._compacted_at = -math.inf
         self._after: PackNo | None = None
@@ -118,8 +124,9 @@ class Collector:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
         Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), withdraw what failed uploads
-        left.  Not `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: heal all that can
-        be, compact until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        left, and let a few packs follow a change of redundancy (packs/repacking.py), or all of them if `thorough`.  Not
+        `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: heal all that can be, compact
+        until little more is stored than lives, and delete unknown objects, which lists every cloud.
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
@@ -127,6 +134,9 @@ class Collector:
             self._compactor.unreachable.clear()
             await self._withdraw()
             healed = await self.healer.heal_all() if thorough else 0
+            repacked = await self._repacker.repack_some()
+            while thorough and (more := await self._repacker.repack_some()):
+                repacked += more
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
@@ -141,6 +151,7 @@ class Collector:
             packs_deleted=garbage.packs,
             packs_compacted=compacted,
             packs_healed=healed,
+            packs_repacked=repacked,
             packs_kept=garbage.kept,
             freed_bytes=garbage.freed_bytes,
             objects_deleted=deleted,
@@ -150,7 +161,7 @@ class Collector:
     async def _withdraw(self) -> None:
         """Delete what uploads that were given up have left."""
         await self._writer.withdraw_left()
-        await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.shares)
+        await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.policies.most_shares)
 
     async def run_healing(self, may_write: Callable[[], bool]) -> None:
         """Heal whatever can be, as it comes, until cancelled; see `Healer.run`."""
@@ -178,6 +189,33 @@ class Collector:
             packs_kept=garbage.kept,
             freed_bytes=garbage.freed_bytes,
         )
+
+    async def heal_all(self) -> int:
+        """Heal whatever can be healed now, also what could not be read before; return how many packs were written anew.
+
+        Checkpoint; may be cancelled anywhere.  Raises: MetadataError.
+        """
+        async with self.alone():
+            return await self.healer.heal_all()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is collected or moved just now."""
+        return self._lock.locked()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Compactor]:
+        """Have the compactor inside the `with`, while nothing is collected."""
+        async with self._lock:
+            self._compactor.failed.clear()
+            self._compactor.unreachable.clear()
+            yield self._compactor
+
+    async def delete_dead(self, oldest_kept_epoch: OldestKept) -> Garbage:
+        """Delete all dead packs that no kept epoch refers to, and what failed uploads left.  As `collect` otherwise."""
+        async with self._lock:
+            await self._withdraw()
+            return await self._delete_dead(await oldest_kept_epoch(), thorough=True)
 
     async def _delete_dead(self, oldest_kept_epoch: int | None, *, thorough: bool) -> Garbage:
         """Delete dead packs, a page after the other; the next run goes on where one ended that met a silent cloud."""
@@ -221,7 +259,8 @@ class Collector:
         """Compact batch by batch; return how many packs were replaced."""
 
         def is_over() -> bool:
-            return is_enough() or len(self._writer.clouds_up) < min(self._writer.shares, len(self._multifs.names))
+            wanted = parse_policy(self._writer.policies.default).shares
+            return is_enough() or len(self._writer.clouds_up) < min(wanted, len(self._multifs.names))
 
         return await self._compactor.compact_batches(batches, is_over)
 

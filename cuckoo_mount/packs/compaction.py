@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import trio
 
 from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.errors import CuckooError, DataTimeout, DataUnavailable, MetadataError
-from cuckoo_mount.multi.redundancy import shares_needed
+from cuckoo_mount.multi.redundancy import parse_policy, shares_needed
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
 from cuckoo_mount.packs.choosing import Batch
-from cuckoo_mount.packs.compactjobs import save_runs
+from cuckoo_mount.packs.compactjobs import one_by_one, save_runs
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter, StoredPack
-from cuckoo_mount.types import Location, PackNo, VersionNo
+from cuckoo_mount.types import Location, PackFill, PackNo, PackRow, StoredVersion, VersionNo
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,11 @@ class Compactor:
         return replaced
 
     async def compact(self, batch: Batch) -> bool:
-        """Write what lives in these packs into one new pack; return whether that was done.  Checkpoint.
+        """Write what lives in these packs into one new pack for each redundancy that their files have now.
 
-        False: a pack could not be read (it is in `failed` or `unreachable` now), or the clouds could not store the new
-        pack as well as the old ones are stored; then everything is as it was.  If cancelled: as it was, too.
+        Returns whether that was done.  Checkpoint.
+        False: a pack could not be read (it is in `failed` or `unreachable` now), or the clouds could not store a new
+        pack as well as the old ones are stored; then what was not moved by then is as it was.  So also if cancelled.
         Raises: CloudUnavailable (nobody takes packs now), NoSpace, OSError (local disk), MetadataError.
         """
         if not await self._is_reachable(batch):
@@ -74,22 +75,38 @@ class Compactor:
         path = str(self._writer.staging_dir / f"{os.urandom(16).hex()}.plain")
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            sources, living = await self._bring(batch, path)
-            built = await self._writer.build(sources, seal_repeats=True)
+            for policy, living in (await self._bring(batch, path)).items():
+                built = await self._writer.build(list(living.values()), policy, seal_repeats=True)
+                if not await self._replace(batch, built, living):
+                    return False
         except (DataUnavailable, DataTimeout) as error:
             log.warning("packs stay as they are: %s", error)
             return False
         finally:
             await _remove(path)
-        return await self._replace(batch, built, living)
+        for pack in batch:
+            self._reader.forget(pack.number)
+        return True
 
-    async def _bring(self, batch: Batch, path: str) -> tuple[list[ChunkSource], dict[VersionNo, bytes]]:
-        """Fetch all that lives into `path`; return it as sources for the new pack, and the digests by version."""
-        sources: list[ChunkSource] = []
-        living: dict[VersionNo, bytes] = {}
+    async def wanted(self, pack: PackRow | PackFill) -> dict[VersionNo, str]:
+        """Return how redundant each version in a pack should be, by its files.  Checkpoint-free.
+
+        Of a version that no file names any more, only an unfinished write: as it is.  Raises: MetadataError.
+        """
+        policies = self._writer.policies
+        named: dict[VersionNo, list[str | None]] = {}
+        for version, text in await self._metadata.redundancies_in(pack.number):
+            named.setdefault(version, []).append(text)
+        return {version: policies.strongest(texts) for version, texts in named.items()}
+
+    async def _bring(self, batch: Batch, path: str) -> dict[str, dict[StoredVersion, ChunkSource]]:
+        """Fetch all that lives into `path`; return, by the policy it is to have, the sources for the new packs."""
+        groups: dict[str, dict[StoredVersion, ChunkSource]] = {}
+        is_uniform, default = self._writer.policies.is_uniform, self._writer.policies.default
         start = 0
         for pack in batch:
             found = await self._metadata.versions_in(pack.number)
+            wanted = {} if is_uniform else await self.wanted(pack)
             try:
                 await self._save([version.location for version in found], path, start)
             except DataUnavailable:
@@ -99,10 +116,10 @@ class Compactor:
                 self.unreachable.add(pack.number)
                 raise
             for version in found:
-                sources.append(ChunkSource(version.chunk, path, start))
-                living[version.chunk.version] = version.location.digest
+                policy = default if is_uniform else wanted.get(version.chunk.version, pack.policy)
+                groups.setdefault(policy, {})[version] = ChunkSource(version.chunk, path, start)
                 start += version.location.plain_bytes
-        return sources, living
+        return groups
 
     async def _is_reachable(self, batch: Batch) -> bool:
         """Return whether a cloud that is up has a share of each of these packs; no request is made."""
@@ -116,12 +133,21 @@ class Compactor:
 
     async def _save(self, locations: Sequence[Location], path: str, start: int) -> None:
         for run in save_runs(locations, path, start):
-            await self._reader.save_run(run)
+            try:
+                await self._reader.save_run(run)
+            except DataUnavailable:
+                if len(run.locations) == 1:
+                    raise
+                # No share has all of it right, but each chunk may be right in one or another.
+                for alone in one_by_one(run):
+                    await self._reader.save_run(alone)
 
-    async def _replace(self, batch: Batch, built: BuiltPack, living: Mapping[VersionNo, bytes]) -> bool:
-        """Store the new pack, and let the versions that still live be in it."""
+    async def _replace(self, batch: Batch, built: BuiltPack, living: Collection[StoredVersion]) -> bool:
+        """Store a new pack, and let the versions that still live be in it."""
         try:
-            if {item.chunk.version: item.digest for item in built.sealed} != living:
+            if {item.chunk.version: item.digest for item in built.sealed} != {
+                version.chunk.version: version.location.digest for version in living
+            }:
                 log.error("pack file %s is not what was to be built; check the local disk", built.path)
                 self._writer.leave(built)
                 return False
@@ -138,16 +164,15 @@ class Compactor:
                 built.pack_id, stored.policy, built.size_bytes, stored.shares, built.sealed, stored.strays
             )
             self._moved(places)
-        for pack in batch:
-            self._reader.forget(pack.number)
         return True
 
     async def _is_as_safe(self, batch: Batch, stored: StoredPack) -> bool:
-        """Return whether the new pack has as many shares as its policy wants, or as any of the old ones has."""
-        if len(stored.shares) >= self._writer.shares:
+        """Return whether the new pack has all its shares, or survives as many losses as any of the old ones."""
+        policy = parse_policy(stored.policy)
+        if len(stored.shares) >= policy.shares:
             return True
         rows = [await self._metadata.get_pack(pack.number) for pack in batch]
-        return len(stored.shares) >= max(len(row.shares) for row in rows)
+        return len(stored.shares) - policy.data >= max(len(row.shares) - shares_needed(row.policy) for row in rows)
 
 
 async def _remove(path: str) -> None:

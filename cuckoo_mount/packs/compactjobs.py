@@ -67,3 +67,11 @@ def save_runs(locations: Sequence[Location], path: str, start: int) -> Iterator[
         group.append(location)
     if group:
         yield SaveRun(tuple(group), path, start)
+
+
+def one_by_one(run: SaveRun) -> Iterator[SaveRun]:
+    """Yield runs of one chunk each that together do what `run` does."""
+    start = run.start
+    for location in run.locations:
+        yield SaveRun((location,), run.path, start)
+        start += location.plain_bytes

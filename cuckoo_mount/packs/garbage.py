@@ -115,6 +115,8 @@ async def clear_strays(metadata: CollectedCatalogue, multifs: MultiFS, drive_id:
     """Delete what uploads that were given up may have left; return how many (pack, cloud) wait for their cloud.
 
     Only on clouds that are up; no request where nothing is known to be left.  `shares`: how many a pack may have had.
+    What is left of a living pack with too few shares stays: a damaged share has most chunks right, and until the pack
+    is healed nobody knows whether the others keep.  Not on a cloud that takes nothing new: it is to become empty.
     Checkpoint.  Raises: MetadataError.
     """
     waiting = 0
@@ -124,6 +126,9 @@ async def clear_strays(metadata: CollectedCatalogue, multifs: MultiFS, drive_id:
             continue
         pack = await metadata.find_pack(pack_id)
         known = pack.shares if pack is not None else ()
+        if _is_spare_part(pack) and multifs.takes_objects(cloud):
+            waiting += 1
+            continue
         wanted = {share.share for share in known if share.cloud == cloud}
         count = max(shares, len(multifs.names), *(share.share + 1 for share in known), 1)
         names = [pack_share_name(drive_id, pack_id, number) for number in range(count) if number not in wanted]
@@ -136,6 +141,10 @@ async def clear_strays(metadata: CollectedCatalogue, multifs: MultiFS, drive_id:
         else:
             await metadata.forget_stray(pack_id, cloud)
     return waiting
+
+
+def _is_spare_part(pack: PackRow | None) -> bool:
+    return pack is not None and not pack.dead and len(pack.shares) < parse_policy(pack.policy).shares
 
 
 async def delete_unknown(

@@ -157,7 +157,7 @@ class Healer:
                 self._waiting.clear()
                 return None
             if is_done:
-                policy = parse_policy(self._writer.policy)
+                policy = parse_policy(batch[0].policy)
                 sent_bytes = _live_bytes(batch) * policy.shares // policy.data
                 done = _Done(began_s, trio.current_time(), len(batch), sent_bytes)
                 self._healed += done.packs
@@ -180,12 +180,15 @@ class Healer:
         while self._waiting:
             await trio.lowlevel.checkpoint()
             pack = await self._living(self._waiting[0])
-            if pack is not None and batch and _live_bytes((*batch, pack)) > self._writer.pack_size_bytes:
+            if pack is not None and batch and not self._fits(batch, pack):
                 break
             self._waiting.popleft()
             if pack is not None:
                 batch.append(pack)
         return batch
+
+    def _fits(self, batch: Sequence[PackRow], pack: PackRow) -> bool:
+        return pack.policy == batch[0].policy and _live_bytes((*batch, pack)) <= self._writer.pack_size_bytes
 
     async def _look(self) -> None:
         """List what is to be healed: damaged ones first, then those with the fewest shares."""
@@ -214,23 +217,21 @@ class Healer:
         have = self._have(pack)
         if have < parse_policy(pack.policy).data:
             return False
-        if self._shares_possible(pack.size_bytes) > have:
+        if self._multifs.shares_possible(pack.size_bytes, pack.policy) > have:
             return True
-        self._needs_room |= self._shares_possible(0) > have
+        self._needs_room |= self._multifs.shares_possible(0, pack.policy) > have
         return False
 
     def _has_room(self, batch: Sequence[PackRow]) -> bool:
         """Return whether the new pack would get more shares than one of these has, or all there can be."""
-        used_bytes = sum(pack.used_bytes for pack in batch)
-        wanted = min(self._writer.shares, min(self._have(pack) for pack in batch) + 1)
-        return self._shares_possible(used_bytes + used_bytes // FRAME_PART + FRAME_BYTES) >= wanted
+        used_bytes, policy = sum(pack.used_bytes for pack in batch), batch[0].policy
+        wanted = min(parse_policy(policy).shares, min(self._have(pack) for pack in batch) + 1)
+        size_bytes = used_bytes + used_bytes // FRAME_PART + FRAME_BYTES
+        return self._multifs.shares_possible(size_bytes, policy) >= wanted
 
     def _have(self, pack: PackRow) -> int:
         """Return how many shares are on the drive's clouds."""
         return sum(share.cloud in self._multifs.names for share in pack.shares)
-
-    def _shares_possible(self, size_bytes: int) -> int:
-        return self._multifs.shares_possible(size_bytes, self._writer.policy)
 
     # -- politeness --
 

@@ -86,19 +86,21 @@ class PackReader:
 
         Raises: as `read`; DataUnavailable also when the local disk refused.
         """
-        await self._fetch(run.locations, save_run, run)
+        await self._fetch(run.locations, save_run, run, urgent=False)
 
     def forget(self, pack: PackNo) -> None:
         """Drop what is remembered of a pack, after its shares changed (repair, drain) or it was forgotten."""
         self._rows.pop(pack, None)
 
-    async def _fetch(self, locations: Sequence[Location], job: Callable[..., T], what: object) -> T:
+    async def _fetch(
+        self, locations: Sequence[Location], job: Callable[..., T], what: object, *, urgent: bool = True
+    ) -> T:
         pack = locations[0].pack
         span = (min(item.offset for item in locations), max(item.offset + item.length_bytes for item in locations))
         remembered = pack in self._rows
         row = await self._row(pack)
         try:
-            return await self._ask(row, job, what, span)
+            return await self._ask(row, job, what, span, urgent=urgent)
         except DataUnavailable:
             if not remembered:
                 raise
@@ -106,17 +108,26 @@ class PackReader:
             newer = await self._row(pack)
             if newer.shares == row.shares and newer.pack_id == row.pack_id:
                 raise
-        return await self._ask(newer, job, what, span)
+        return await self._ask(newer, job, what, span, urgent=urgent)
 
-    async def _ask(self, row: PackRow, job: Callable[..., T], what: object, span: tuple[int, int]) -> T:
+    async def _ask(
+        self, row: PackRow, job: Callable[..., T], what: object, span: tuple[int, int], *, urgent: bool
+    ) -> T:
         spec = OpenSpec(drive_id=self._drive_id, pack_id=row.pack_id, keys=self._keys, encrypted=self._encrypted)
         policy = parse_policy(row.policy)
         if not policy.is_copies:
             wanted = Wanted(row.pack_id, row.shares, policy, row.size_bytes, *span)
-            return await self._multifs.read_stripe(wanted, job, spec, what, deadline_s=self._deadline_s)
+            return await self._multifs.read_stripe(wanted, job, spec, what, deadline_s=self._deadline_s, urgent=urgent)
         length_bytes = span[1] - span[0]
         return await self._multifs.first_whole(
-            row.pack_id, row.shares, job, spec, what, length_bytes=length_bytes, deadline_s=self._deadline_s
+            row.pack_id,
+            row.shares,
+            job,
+            spec,
+            what,
+            length_bytes=length_bytes,
+            deadline_s=self._deadline_s,
+            urgent=urgent,
         )
 
     async def _row(self, pack: PackNo) -> PackRow:

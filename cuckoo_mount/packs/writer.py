@@ -18,11 +18,13 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.catalogue import PackCatalogue
+from cuckoo_mount.errors import CloudUnavailable
 from cuckoo_mount.format import ID_BYTES
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.erasure import parity_path
 from cuckoo_mount.multi.multifs import MultiFS
-from cuckoo_mount.multi.redundancy import parse_policy
+from cuckoo_mount.multi.policies import Policies
+from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, PACK_SIZE_BYTES, CloudName, ShareRow
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 BUILD_DEADLINE_S: Final = 120.0
 """Sealing takes a fraction of a second; the rest is for a disk that is busy flushing."""
+QUIET_S: Final = 60.0
+QUIET_POLL_S: Final = 0.1
 
 FRAME_BYTES: Final = 4096
 FRAME_PART: Final = 32
@@ -61,7 +65,7 @@ class Recovery:
 
 
 class PackWriter:
-    """Builds and stores packs of one drive.  `staging_dir` belongs to it alone.  `policy`: see docs/format.md.
+    """Builds and stores packs of one drive.  `staging_dir` belongs to it alone.  `policies`: those of the drive.
 
     `pack_size_bytes`: plain bytes that close a pack; what whoever chooses the chunks keeps to.
     """
@@ -76,22 +80,18 @@ class PackWriter:
         *,
         drive_id: bytes,
         encrypted: bool,
-        policy: str = "1",
+        policies: Policies | None = None,
         pack_size_bytes: int = PACK_SIZE_BYTES,
     ) -> None:
-        """Raises: UsageError when the policy is not one."""
         self._metadata = metadata
         self._multifs = multifs
         self._pool = pool
         self._keys = keys
         self._drive_id = drive_id
         self._encrypted = encrypted
-        self.policy: Final = policy
+        self.policies: Final = policies or Policies()
         self.pack_size_bytes: Final = pack_size_bytes
         self.staging_dir: Final = staging_dir
-        self._policy = parse_policy(policy)
-        self.shares: Final = self._policy.shares
-        self.shares_needed: Final = self._policy.data
         self._begun: set[bytes] = set()
         self._left: set[bytes] = set()
 
@@ -102,7 +102,9 @@ class PackWriter:
 
     def is_full(self, size_bytes: int) -> bool:
         """Return whether clouds are up, and none of them has room for a pack of that size, as far as is known."""
-        return bool(self.clouds_up) and not self._multifs.has_room(size_bytes, self._policy)
+        return bool(self.clouds_up) and not self._multifs.rooms.has_room(
+            size_bytes, parse_policy(self.policies.default)
+        )
 
     def is_too_big(self, size_bytes: int) -> bool:
         """Return whether a pack of that size finds no room now, and a smaller one would."""
@@ -113,11 +115,17 @@ class PackWriter:
 
         At least one chunk, whether or not there is room for it.
         """
-        room = self._multifs.largest_pack_bytes(self._policy, at_least=CHUNK_SIZE_BYTES + FRAME_BYTES)
+        room = self._multifs.rooms.largest_pack_bytes(
+            parse_policy(self.policies.default), at_least=CHUNK_SIZE_BYTES + FRAME_BYTES
+        )
         return min(self.pack_size_bytes, max(CHUNK_SIZE_BYTES, room - room // FRAME_PART - FRAME_BYTES))
 
-    async def build(self, sources: Sequence[ChunkSource], *, seal_repeats: bool = False) -> BuiltPack:
+    async def build(
+        self, sources: Sequence[ChunkSource], policy: str | None = None, *, seal_repeats: bool = False
+    ) -> BuiltPack:
         """Seal frozen versions into a new pack file in the staging folder.  Checkpoint.
+
+        `policy`: how it will be stored; None: as the drive's default.
 
         Every call makes a new random id, so that no nonce ever serves twice.  If cancelled, or on an error, the file
         is removed; what a worker still writes goes at the next `recover`.
@@ -133,12 +141,12 @@ class PackWriter:
             sources=tuple(sources),
             target=str(target),
             seal_repeats=seal_repeats,
-            policy=self._policy,
+            policy=parse_policy(policy or self.policies.default),
         )
         try:
             return await self._pool.run(build_pack, spec, deadline_s=BUILD_DEADLINE_S)
         except BaseException:  # cancellation, too
-            self._remove(str(target))
+            self._remove(str(target), spec.policy)
             raise
 
     async def store(self, built: BuiltPack, *, rewriting: bool = False) -> StoredPack:
@@ -154,11 +162,12 @@ class PackWriter:
             self._begun.add(built.pack_id)
         # Also when it was begun before: that call may have been cancelled before it was durable.
         await self._metadata.make_durable()
+        policy = format_policy(built.policy)
         shares = await self._multifs.put_pack(
             built.pack_id,
             built.path,
             built.size_bytes,
-            self.policy,
+            policy,
             built.share_digest,
             built.fragments,
             rewriting=rewriting,
@@ -166,9 +175,9 @@ class PackWriter:
         # From here on a cancellation waits: what is stored must be reported.
         self._begun.discard(built.pack_id)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._remove, built.path)
+            await trio.to_thread.run_sync(self._remove, built.path, built.policy)
         strays = self._multifs.take_strays(built.pack_id, shares)
-        return StoredPack(built.pack_id, self.policy, built.size_bytes, shares, strays)
+        return StoredPack(built.pack_id, policy, built.size_bytes, shares, strays)
 
     async def discard(self, built: BuiltPack) -> None:
         """Give up a built pack: remove its file, and what a failed `store` may have left on the clouds.  Checkpoint.
@@ -176,14 +185,14 @@ class PackWriter:
         Where a cloud does not answer, the intent stays for `withdraw_left`; that of a pack that was stored and never
         finished stays for the next `recover`.  One that was finished is not touched.
         """
-        await trio.to_thread.run_sync(self._remove, built.path)
+        await trio.to_thread.run_sync(self._remove, built.path, built.policy)
         if built.pack_id in self._begun:
             self.leave(built)
             await self._withdraw(built.pack_id)
 
     def leave(self, built: BuiltPack) -> None:
         """Give up a built pack now, without waiting: `withdraw_left` or the next mount clears it away."""
-        self._remove(built.path)
+        self._remove(built.path, built.policy)
         if built.pack_id in self._begun:
             self._begun.discard(built.pack_id)
             self._left.add(built.pack_id)
@@ -200,6 +209,18 @@ class PackWriter:
     def left(self) -> frozenset[bytes]:
         """The packs that were given up and wait for `withdraw_left`: all other intents are on their way."""
         return frozenset(self._left)
+
+    async def wait_until_quiet(self, deadline_s: float = QUIET_S) -> None:
+        """Return when no pack that was begun before this call is on its way any more.  Raises: CloudUnavailable."""
+        begun = await self._under_way()
+        with trio.move_on_after(deadline_s) as scope:
+            while begun & await self._under_way():  # noqa: ASYNC110 (rows tell nobody when they go)
+                await trio.sleep(QUIET_POLL_S)
+        if scope.cancelled_caught:
+            raise CloudUnavailable("packs are still on their way to clouds; try again when `cuckoo sync` has ended")
+
+    async def _under_way(self) -> set[bytes]:
+        return set(await self._metadata.pack_intents()) - self._left
 
     async def withdraw_left(self) -> int:
         """Try again to withdraw what was given up while a cloud did not answer; return how many packs wait still.
@@ -233,8 +254,8 @@ class PackWriter:
             log.warning("%d interrupted uploads are cleared away later: not every cloud answers", kept)
         return Recovery(withdrawn, kept, files)
 
-    def _remove(self, path: str) -> None:
-        numbers = () if self._policy.is_copies else range(self._policy.data, self._policy.shares)
+    def _remove(self, path: str, policy: Policy) -> None:
+        numbers = () if policy.is_copies else range(policy.data, policy.shares)
         for name in (path, *(parity_path(path, number) for number in numbers)):
             with suppress(OSError):  # what stays goes at the next mount
                 os.unlink(name)
@@ -242,7 +263,7 @@ class PackWriter:
     async def _withdraw(self, pack_id: bytes) -> bool:
         self._multifs.forget_upload(pack_id)
         # The intent goes after the objects: until then it is what they are found by.
-        confirmed = await self._multifs.withdraw(pack_id, shares=self.shares)
+        confirmed = await self._multifs.withdraw(pack_id, shares=self.policies.most_shares)
         if confirmed:
             await self._metadata.abandon_pack(pack_id)
             self._left.discard(pack_id)

@@ -28,8 +28,11 @@ from cuckoo_mount.errors import (
     StaleInode,
 )
 from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.parted.durability import Durability
 from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import DirectoryHandle, FileHandle, HandleTable
+from cuckoo_mount.parted.marks import Marks
+from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.parted.stillness import Stillness
 from cuckoo_mount.parted.tree import AttributeRequest, Caller, Tree, without_set_id
 from cuckoo_mount.types import (
@@ -67,15 +70,18 @@ class PartedFS:
         cache: ChunkCache,
         *,
         space: Callable[[], Awaitable[SpaceLeft]],
+        redundancy: Redundancy,
+        durability: Durability,
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self._metadata = metadata
         self._cache = cache
         self._space = space
         self._deadline_s = deadline_s
+        self._durability = durability
         self._fence = Fence()
         self._stillness = Stillness()
-        self.tree: Final = Tree(metadata, cache, self._fence)
+        self.tree: Final = Tree(metadata, cache, self._fence, Marks(metadata, (redundancy, durability)))
         self.handles: Final = HandleTable()
         self.access_times = True
         """Whether reading moves atime, as relatime does."""
@@ -218,14 +224,20 @@ class PartedFS:
         await self.tree.forget(handle.state.ino, 1)
 
     async def sync_file(self, number: int) -> None:
-        """Return when the file's bytes, attributes and names survive a power cut of this machine.  Raises: OSError."""
-        await self._cache.sync_file(self.handles.file(number).state)
+        """Return when the file's bytes, attributes and names survive a power cut of this machine.
+
+        Where its durability says so, when they are on the clouds.  Raises: OSError, and as `Durability.synced`.
+        """
+        state = self.handles.file(number).state
+        await self._cache.sync_file(state)
         await self._cache.make_durable()
+        await self._durability.synced(state.ino)
 
     async def sync_directory(self, number: int) -> None:
-        """Return when the directory's names survive a power cut of this machine."""
-        self.handles.directory(number)
+        """Return when the directory's names survive a power cut of this machine; else as `sync_file`."""
+        ino = self.handles.directory(number).ino
         await self._cache.make_durable()
+        await self._durability.synced(ino)
 
     async def set_attributes(self, ino: InodeNo, request: AttributeRequest, size_bytes: int | None) -> Inode:
         """Change attributes, and first the size if given; return the node.  Raises: StaleInode, InvalidArgument, …"""

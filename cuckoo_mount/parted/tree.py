@@ -30,7 +30,15 @@ from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.parted import acl
 from cuckoo_mount.parted.fence import Fence
 from cuckoo_mount.parted.handles import References
-from cuckoo_mount.types import NAME_MAX_BYTES, SYMLINK_MAX_BYTES, DirectoryEntry, Inode, InodeChanges, InodeNo
+from cuckoo_mount.parted.marks import Marks
+from cuckoo_mount.types import (
+    NAME_MAX_BYTES,
+    SYMLINK_MAX_BYTES,
+    DirectoryEntry,
+    Inode,
+    InodeChanges,
+    InodeNo,
+)
 
 XATTR_MAX_BYTES: Final = 65536
 _NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
@@ -79,10 +87,11 @@ def check_attribute_name(name: bytes) -> None:
 class Tree:
     """Names and attributes of one drive."""
 
-    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence) -> None:
+    def __init__(self, metadata: Metadata, cache: ChunkCache, fence: Fence, marks: Marks) -> None:
         self._metadata = metadata
         self._cache = cache
         self._fence = fence
+        self._marks = marks
         self.references: Final = References()
 
     async def lookup(self, parent: InodeNo, name: bytes) -> Inode:
@@ -129,6 +138,7 @@ class Tree:
         xattrs: dict[bytes, bytes] = {}
         if not stat.S_ISLNK(mode):
             mode, xattrs = await self._inherit(parent, mode)
+            xattrs |= await self._marks.inherited(parent, mode)
         node = NewNode(mode=mode, uid=caller.uid, gid=gid, now_ns=now_ns(), rdev=rdev, target=target, xattrs=xattrs)
         return await self._metadata.make_node(parent, name, node)
 
@@ -259,7 +269,8 @@ class Tree:
         """Set an extended attribute; an access ACL changes the mode with it.
 
         As with chmod(2) the set-group-id bit goes if the caller is not in the node's group: `is_member` tells of a gid.
-        Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL), StaleInode.
+        Raises: NotSupported (unknown namespace), AttributeTooBig, NameTooLong, InvalidArgument (no ACL, or nothing that
+        a mark may be), StaleInode.
         """
         self._fence.check()
         check_attribute_name(name)
@@ -268,6 +279,9 @@ class Tree:
         ctime_ns = now_ns()
         stored: bytes | None = value
         mode: int | None = None
+        if (mark := self._marks.get(name)) is not None:
+            stored = mark.check(value)
+            await mark.before_change(await self._metadata.get_inode(ino), stored)
         if name in (acl.ACCESS, acl.DEFAULT):
             inode = await self._metadata.get_inode(ino)
             entries = acl.parse(value)
@@ -293,6 +307,8 @@ class Tree:
         check_attribute_name(name)
         if name in (acl.ACCESS, acl.DEFAULT) and name not in await self._metadata.list_xattrs(ino):
             return
+        if (mark := self._marks.get(name)) is not None:
+            await mark.before_change(await self._metadata.get_inode(ino), None)
         await self._metadata.set_xattrs(ino, {name: None}, InodeChanges(ctime_ns=now_ns()))
 
 

@@ -204,7 +204,7 @@ class OpenFiles:
             finally:
                 await self.release(number)
         else:
-            number = await self._fs.open_directory(ROOT_INODE)
+            number = await self._fs.open_directory(inode.ino if stat.S_ISDIR(inode.mode) else ROOT_INODE)
             try:
                 await self._fs.sync_directory(number)
             finally:

@@ -15,7 +15,7 @@ import pytest
 from attrs import field, frozen
 
 from cuckoo_mount.clouds.base import Cloud
-from cuckoo_mount.errors import CloudError, CloudFull, CloudMissing, CloudRefused, CloudUnavailable
+from cuckoo_mount.errors import CloudBusy, CloudError, CloudFull, CloudMissing, CloudRefused, CloudUnavailable
 from cuckoo_mount.testing.httpproxy import Fault, HttpProxy
 
 MakeCloud = Callable[[], Cloud]
@@ -93,8 +93,8 @@ CALLS: Final[dict[str, Call]] = {
 RESULTS: Final[dict[str, object]] = {"get": DATA, "get_range": DATA[1000:-1000], "list": [DATA_BYTES]}
 
 
-def expect(cloud: Cloud, call: Call, kind: type[CloudError], what: str = "the call") -> None:
-    """Check that `call` raises `kind` of this cloud, in one line."""
+def expect(cloud: Cloud, call: Call, kind: type[CloudError], what: str = "the call") -> CloudError:
+    """Check that `call` raises `kind` of this cloud, in one line; return it."""
     raised: CloudError | None = None
     try:
         result = str(call(cloud))[:100]
@@ -103,6 +103,7 @@ def expect(cloud: Cloud, call: Call, kind: type[CloudError], what: str = "the ca
     assert isinstance(raised, kind), f"{what}: {result}"
     assert raised.cloud == cloud.settings.name, what
     assert "\n" not in str(raised), what
+    return raised
 
 
 def check(cloud: Cloud, name: str) -> None:
@@ -198,6 +199,26 @@ class CloudTrouble:
             network.proxy.break_requests(Fault("status", status=status, code=code, times=1))
             expect(far_cloud, call, CloudUnavailable, name)
             check(far_cloud, name)
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_the_pause_that_a_server_wants_is_told(self, network: Wire, far_cloud: Cloud, status: int) -> None:
+        hour = "Fri, 01 Jan 2100 00:00:00 GMT"
+        for name, call in CALLS.items():
+            for retry_after, pause_s in (("7", 7.0), (hour, 3600.0), ("", 0.0)):
+                network.proxy.break_requests(Fault("status", status=status, retry_after=retry_after, times=1))
+                found = expect(far_cloud, call, CloudBusy, name)
+                assert isinstance(found, CloudBusy)
+                assert found.retry_after_s == pause_s, name
+            check(far_cloud, name)
+
+    @pytest.mark.slow
+    def test_an_answer_that_stalls_does_not_hold_a_call_for_ever(self, network: Wire, far_cloud: Cloud) -> None:
+        with contextlib.closing(network.make_cloud(HANG_TIMEOUT_S)) as impatient:
+            for name, call in READS.items():
+                network.proxy.break_requests(Fault("stall_reply"))
+                expect(impatient, call, CloudUnavailable, name)
+                network.proxy.break_requests()
+                check(far_cloud, name)
 
     def test_a_server_that_drops_connections_is_unavailable(self, network: Wire, far_cloud: Cloud) -> None:
         for name, call in CALLS.items():

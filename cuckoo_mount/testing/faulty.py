@@ -13,7 +13,8 @@ A rule counts the calls it matches (`calls`: all if absent; `match`: part of the
 `times` calls from call `from` (for ever without `times`), with `probability` (the same for the same seed, rule and
 count), or, with none of these, on every one.  The first rule that acts decides.  Actions:
 
-* `fail`, `full`, `refuse`, `timeout`, `missing`, `not_ours`: the call is not made, and raises the matching CloudError;
+* `fail`, `full`, `refuse`, `timeout`, `missing`, `not_ours`, `busy` (`seconds`: the pause it asks for): the call is not
+  made, and raises the matching CloudError;
 * `delay` (`seconds`): then the call is made; `hang`: it never returns, only killing the process ends it;
 * `cut`: put stores the first half and fails; get and get_range give the first half;
 * `corrupt`: put stores, or get gives, bytes of which one is flipped;
@@ -39,6 +40,7 @@ from attrs import field, frozen
 
 from cuckoo_mount.clouds.base import Capabilities, Cloud, CloudSettings, ObjectInfo, Space
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudError,
     CloudFull,
     CloudMissing,
@@ -50,6 +52,7 @@ from cuckoo_mount.errors import (
 )
 
 _RAISED: Final[dict[str, type[CloudError]]] = {
+    "busy": CloudBusy,
     "fail": CloudUnavailable,
     "full": CloudFull,
     "refuse": CloudRefused,
@@ -220,6 +223,8 @@ class FaultyCloud:
         rule = self._decide(call, name)
         if rule is None:
             return ""
+        if rule.action == "busy":
+            raise CloudBusy("busy on purpose", cloud=self.settings.name, name=name, retry_after_s=rule.seconds)
         if rule.action in _RAISED:
             raise self._error(_RAISED[rule.action], f"{rule.action} on purpose", name)
         if rule.action in ("delay", "hang"):

@@ -17,16 +17,17 @@ import contextlib
 import select
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-from attrs import field, frozen, validators
+from attrs import define, field, frozen, validators
 
 from cuckoo_mount.testing.httpwire import Head, HttpStream
 
-_ACTIONS: Final = ("cut_request", "cut_reply", "delay", "drop", "hang", "status")
+_ACTIONS: Final = ("cut_request", "cut_reply", "delay", "drop", "hang", "stall_reply", "status")
 _BACKLOG: Final = 128
 
 
@@ -35,8 +36,9 @@ class Fault:
     """What is done to some requests.
 
     `action`: `cut_request` passes half of the body on and closes both connections; `cut_reply` gives the head and half
-    of the body of the reply; `drop` closes without an answer and without asking the server; `hang` never answers;
-    `delay` waits `seconds` before the server is asked; `status` answers with `status` and the S3 error `code` itself.
+    of the body of the reply; `stall_reply` the same, and keeps the connection; `drop` closes without an answer and
+    without asking the server; `hang` never answers; `delay` waits `seconds` before the server is asked; `status`
+    answers with `status` and the S3 error `code` itself, and with `retry_after`, unless that is empty.
     `methods`: all if empty.  `match`: part of the target (path and query).  The first `skip` requests it matches go
     through, the next `times` (None: all) are broken.
     """
@@ -48,7 +50,29 @@ class Fault:
     skip: int = field(default=0, kw_only=True)
     status: int = field(default=503, kw_only=True)
     code: str = field(default="SlowDown", kw_only=True)
+    retry_after: str = field(default="1", kw_only=True)
     seconds: float = field(default=0.0, kw_only=True)
+
+
+@define
+class _Limit:
+    """A limit of requests per second: `stock` more are taken at once, `burst` at most."""
+
+    per_s: float
+    burst: float
+    rejection: Fault
+    stock: float
+    filled_at_s: float
+
+    def takes(self) -> bool:
+        """Count a request; return whether it is within the limit."""
+        now_s = time.monotonic()
+        self.stock = min(self.burst, self.stock + (now_s - self.filled_at_s) * self.per_s)
+        self.filled_at_s = now_s
+        if self.stock < 1.0:
+            return False
+        self.stock -= 1.0
+        return True
 
 
 @frozen(slots=True)
@@ -79,6 +103,7 @@ class HttpProxy:
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._faults: list[Fault] = []
+        self._limit: _Limit | None = None
         self._matched: Counter[int] = Counter()
         self._log: list[Head] = []
         self._bytes_up = self._bytes_down = self._broken = 0
@@ -100,6 +125,15 @@ class HttpProxy:
         with self._lock:
             self._faults = list(faults)
             self._matched.clear()
+
+    def limit_requests(self, per_s: float | None, *, burst: float = 1.0, status: int = 503, retry_after: str) -> None:
+        """Reject what is more than `per_s` requests per second, and `burst` at once; None: nothing.
+
+        Rejected requests count as broken.  `retry_after`: the header in these answers; empty: without.
+        """
+        with self._lock:
+            rejection = Fault("status", status=status, retry_after=retry_after)
+            self._limit = None if per_s is None else _Limit(per_s, burst, rejection, burst, time.monotonic())
 
     def counts(self) -> Counts:
         """Return what came by since the start or `reset`.  A request counts once its head has come."""
@@ -184,6 +218,9 @@ class HttpProxy:
                 if nth > 0 and (fault.times is None or nth <= fault.times):
                     self._broken += 1
                     return fault
+            if self._limit is not None and not self._limit.takes():
+                self._broken += 1
+                return self._limit.rejection
         return None
 
     def note_bytes(self, *, up: int = 0, down: int = 0) -> None:
@@ -229,10 +266,13 @@ class _Connection:
     def _handle(self, head: Head, fault: Fault | None) -> bool:
         """Answer a request.  Returns whether the connection can be used for another."""
         action = "" if fault is None else fault.action
-        if fault is None or action in ("cut_reply", "delay"):
+        if fault is None or action in ("cut_reply", "delay", "stall_reply"):
             if fault is not None:
                 self._proxy.wait(fault.seconds)
-            return self._pass_on(head, cut=action == "cut_reply")
+            goes_on = self._pass_on(head, cut=action in ("cut_reply", "stall_reply"))
+            if action == "stall_reply":
+                self._client.drain()
+            return goes_on
         if action == "status":
             for piece in self._client.request_body(head):
                 self._proxy.note_bytes(up=len(piece))
@@ -310,8 +350,9 @@ def _error_reply(fault: Fault) -> bytes:
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{fault.code}</Code>'
         f"<Message>{fault.code} on purpose</Message></Error>"
     ).encode()
+    pause = f"Retry-After: {fault.retry_after}\r\n" if fault.retry_after else ""
     head = (
         f"HTTP/1.1 {fault.status} On Purpose\r\nContent-Type: application/xml\r\n"
-        f"Content-Length: {len(body)}\r\nRetry-After: 1\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n{pause}\r\n"
     )
     return head.encode() + body

@@ -31,7 +31,9 @@ from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.packs.collecting import Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
+from cuckoo_mount.parted.durability import Durability
 from cuckoo_mount.parted.partedfs import PartedFS, SpaceLeft
+from cuckoo_mount.parted.redundancy import Redundancy
 from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName
 
 T = TypeVar("T")
@@ -66,7 +68,13 @@ class HeldPool:
         """Start what waits."""
         self._open.set()
 
-    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        started: Callable[[], object] = lambda: None,
+    ) -> T:
         """Return function(*args), run in a thread.  Checkpoint."""
         if not self._held or function.__name__ in self._held:
             self.waiting += 1
@@ -74,6 +82,7 @@ class HeldPool:
                 await self._open.wait()
             finally:
                 self.waiting -= 1
+        started()
         return await trio.to_thread.run_sync(function, *args)
 
 
@@ -169,7 +178,13 @@ class RigPlace:
             moved=cache.note_moved,
             is_idle=lambda: not metadata.statistics().dirty_chunks,
         )
-        filesystem = PartedFS(metadata, cache, space=space)
+        filesystem = PartedFS(
+            metadata,
+            cache,
+            space=space,
+            redundancy=Redundancy(metadata, writer.policies, lambda: 1),
+            durability=Durability(metadata, cache.send_all, deadline_s=60),
+        )
         rig = Rig(metadata, cache, filesystem, reader, multifs, pool, writer, collector)
         try:
             async with cache.running():

@@ -212,3 +212,15 @@ def test_a_dead_cloud_can_be_removed(shell: Shell, base: Path, paths: DrivePaths
     assert shell("cloud", "test", "a") == 1
     shell.done("cloud", "remove", "a", "--lost", "--yes")
     assert list(clouds_in_file(paths)) == ["b"]
+
+
+def test_requests_per_second(shell: Shell, folder: Path, paths: DrivePaths) -> None:
+    empty_drive(paths)
+    said = shell.refused(2, "cloud", "add", "usb", folder, "--requests-per-second", "many")
+    assert "requests per second are a number above 0" in said
+    shell.done("cloud", "add", "usb", folder, "--requests-per-second", "50")
+    assert clouds_in_file(paths)["usb"].options == (("limit.requests", "50"),)
+    (listed,) = shell.records("cloud", "list")
+    assert listed["requests_per_second"] == 50.0
+    shell.done("cloud", "set", "usb", "--requests-per-second", "none")
+    assert clouds_in_file(paths)["usb"].options == ()

@@ -84,7 +84,7 @@ def test_what_was_typed_is_wrong(arguments: list[str], says: str, base: Path, dr
         (["set", "usb", "--capacity", "none"], "nothing of cloud 'usb' would change"),
         (["set", "usb", "--capacity", "1 GBit"], "is no size"),
         (["set", "usb", "--url", "{base}/mnt"], "inside the mountpoint"),
-        (["drain", "usb"], "the command drain comes with a later release"),
+        (["set", "usb", "--no-new", "--capacity", "1 GBit"], "is no size"),
         (["login", "usb"], "the command login comes with a later release"),
         (["lst"], "did you mean list?"),
     ],

@@ -14,11 +14,12 @@ from attrs import frozen
 
 from cuckoo_mount.cli import client
 from cuckoo_mount.cli.mounts import MountBusy
-from cuckoo_mount.cli.session import GRACE_S, RETRY_S, Session
+from cuckoo_mount.cli.session import GRACE_S, Session
 from cuckoo_mount.config import DrivePaths
 from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.fuse.control import ControlServer
 from cuckoo_mount.fuse.controlsocket import connect, encode_line
+from cuckoo_mount.insisting import RETRY_S
 
 NOTHING = {"files": 0, "chunks": 0, "bytes": 0, "changes": 0}
 EPOCH = {"local": 4, "cloud": 4, "age_s": 0.0}

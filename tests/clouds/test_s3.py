@@ -20,10 +20,12 @@ from cuckoo_mount.clouds.base import Cloud, CloudSettings
 from cuckoo_mount.clouds.registry import expecting, open_cloud, parse_place
 from cuckoo_mount.clouds.s3 import S3Cloud, open_s3_cloud
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudCorrupt,
     CloudError,
     CloudFull,
     CloudMissing,
+    CloudNeedsLogin,
     CloudNotOurs,
     CloudRefused,
     CloudTimeout,
@@ -154,13 +156,13 @@ def test_no_checksums_and_no_second_round_trip(cloud: Cloud, proxy: HttpProxy) -
         (507, "InsufficientStorage", CloudFull, "InsufficientStorage"),
         (400, "EntityTooLarge", CloudFull, "EntityTooLarge"),
         (403, "QuotaExceeded", CloudFull, "QuotaExceeded"),
-        (429, "TooManyRequests", CloudUnavailable, "TooManyRequests"),
-        (503, "SlowDown", CloudUnavailable, "SlowDown"),
+        (429, "TooManyRequests", CloudBusy, "TooManyRequests"),
+        (503, "SlowDown", CloudBusy, "SlowDown"),
         (400, "RequestTimeout", CloudTimeout, "RequestTimeout"),
         (403, "RequestTimeTooSkewed", CloudRefused, "set the clock"),
-        (400, "ExpiredToken", CloudRefused, "give new credentials"),
-        (403, "InvalidAccessKeyId", CloudRefused, "check the secret user"),
-        (403, "SignatureDoesNotMatch", CloudRefused, "check the secret password"),
+        (400, "ExpiredToken", CloudNeedsLogin, "give new credentials"),
+        (403, "InvalidAccessKeyId", CloudNeedsLogin, "check the secret user"),
+        (403, "SignatureDoesNotMatch", CloudNeedsLogin, "check the secret password"),
         (403, "AccessDenied", CloudRefused, "let this key read, write, list and delete objects in bucket cuckoo-test"),
         (400, "AuthorizationHeaderMalformed", CloudRefused, "check the option region"),
         (404, "NoSuchBucket", CloudUnavailable, "bucket cuckoo-test does not exist at http://.*; create it"),
@@ -252,7 +254,7 @@ def test_no_credentials_anywhere(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert result.stdout.startswith("CloudRefused cloud x: Unable to locate credentials")
+    assert result.stdout.startswith("CloudNeedsLogin cloud x: Unable to locate credentials")
     assert "give them by --secret user=… --secret password=…" in result.stdout
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import pickle
+from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.fsimport import errors
-from cuckoo_mount.clouds.translate import hide_secrets, translate
+from cuckoo_mount.clouds.translate import RETRY_AFTER_MAX_S, hide_secrets, read_retry_after_s, translate
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudCorrupt,
     CloudError,
     CloudFull,
     CloudMissing,
+    CloudNeedsLogin,
     CloudRefused,
     CloudTimeout,
     CloudUnavailable,
@@ -59,8 +65,11 @@ class AuthError(Exception):
         (ConnectionResetError("gone"), CloudUnavailable),
         (_HttpError(403), CloudRefused),
         (_HttpError(507), CloudFull),
-        (_HttpError(503), CloudUnavailable),
-        (AuthError("expired"), CloudRefused),
+        (_HttpError(503), CloudBusy),
+        (_HttpError(429), CloudBusy),
+        (_HttpError(502), CloudUnavailable),
+        (_HttpError(401), CloudNeedsLogin),
+        (AuthError("expired"), CloudNeedsLogin),
         (KeyError("client_id"), CloudUnavailable),
         (AttributeError("a driver's own bug"), CloudUnavailable),
     ],
@@ -106,16 +115,17 @@ def _answer(code: str, status: int) -> Exception:
         ("NoSuchKey", 404, CloudMissing),
         ("404", 404, CloudMissing),
         ("NoSuchBucket", 404, CloudUnavailable),
-        ("SlowDown", 503, CloudUnavailable),
-        ("RequestLimitExceeded", 400, CloudUnavailable),
+        ("SlowDown", 503, CloudBusy),
+        ("429", 429, CloudBusy),
+        ("RequestLimitExceeded", 400, CloudBusy),
         ("500", 500, CloudUnavailable),
         ("NeverHeardOf", 409, CloudUnavailable),
         ("QuotaExceeded", 403, CloudFull),
         ("507", 507, CloudFull),
         ("InvalidRange", 416, CloudCorrupt),
         ("RequestTimeout", 400, CloudTimeout),
-        ("SignatureDoesNotMatch", 403, CloudRefused),
-        ("ExpiredToken", 400, CloudRefused),
+        ("SignatureDoesNotMatch", 403, CloudNeedsLogin),
+        ("ExpiredToken", 400, CloudNeedsLogin),
         ("403", 403, CloudRefused),
         ("NotImplemented", 501, CloudRefused),
     ],
@@ -138,10 +148,10 @@ def test_exceptions_of_botocore() -> None:
         (exceptions.ConnectionClosedError(endpoint_url="http://h"), CloudUnavailable),
         (exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), CloudUnavailable),
         (exceptions.ResponseStreamingError(error="cut"), CloudUnavailable),
-        (exceptions.NoCredentialsError(), CloudRefused),
-        (exceptions.PartialCredentialsError(provider="env", cred_var="key"), CloudRefused),
+        (exceptions.NoCredentialsError(), CloudNeedsLogin),
+        (exceptions.PartialCredentialsError(provider="env", cred_var="key"), CloudNeedsLogin),
         (exceptions.ProfileNotFound(profile="work"), CloudRefused),
-        (exceptions.UnauthorizedSSOTokenError(), CloudRefused),
+        (exceptions.UnauthorizedSSOTokenError(), CloudNeedsLogin),
     ):
         assert type(translate(error, SETTINGS, "a")) is kind, error
 
@@ -149,3 +159,50 @@ def test_exceptions_of_botocore() -> None:
 def test_a_quoted_password_in_the_url_is_hidden_in_both_forms() -> None:
     settings = CloudSettings(name="x", url="s3://key:se%2Fcret@bucket")
     assert "cret" not in hide_secrets("tried se/cret and se%2Fcret", settings)
+
+
+NOON = datetime(2026, 11, 30, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", 0.0),
+        ("7", 7.0),
+        (" 120 ", 120.0),
+        ("0", 0.0),
+        ("Mon, 30 Nov 2026 12:00:30 GMT", 30.0),
+        ("Monday, 30-Nov-26 12:01:00 GMT", 60.0),
+        ("Mon Nov 30 12:00:05 2026", 5.0),
+        ("Mon, 30 Nov 2026 11:59:00 GMT", 0.0),
+        ("Tue, 01 Dec 2026 12:00:00 GMT", RETRY_AFTER_MAX_S),
+        ("86400", RETRY_AFTER_MAX_S),
+        ("9" * 5000, RETRY_AFTER_MAX_S),
+        ("-5", 0.0),
+        ("1.5", 0.0),
+        ("soon", 0.0),
+        ("٣", 0.0),
+    ],
+)
+def test_retry_after(text: str, seconds: float) -> None:
+    assert read_retry_after_s(text, NOON) == seconds
+
+
+@given(st.text())
+def test_any_retry_after_is_read(text: str) -> None:
+    assert 0.0 <= read_retry_after_s(text, NOON) <= RETRY_AFTER_MAX_S
+
+
+class _BusyError(_HttpError):
+    def __init__(self, headers: dict[str, str]) -> None:
+        super().__init__(429)
+        self.response.headers = headers  # type: ignore[attr-defined]
+
+
+def test_the_pause_a_service_wants_is_carried_on() -> None:
+    found = translate(_BusyError({"retry-after": "17"}), SETTINGS, "a/b")
+    assert isinstance(found, CloudBusy)
+    assert found.retry_after_s == 17.0
+    assert "try again in 17 s" in str(found)
+    again = pickle.loads(pickle.dumps(found)).retold("other", cloud="x")
+    assert (again.retry_after_s, again.message, again.cloud, again.name) == (17.0, "other", "x", "a/b")

@@ -17,10 +17,12 @@ from cuckoo_mount.clouds.registry import expecting, open_cloud
 from cuckoo_mount.clouds.walking import Entry
 from cuckoo_mount.clouds.webdav import WebDavCloud, open_webdav_cloud
 from cuckoo_mount.errors import (
+    CloudBusy,
     CloudCorrupt,
     CloudError,
     CloudFull,
     CloudMissing,
+    CloudNeedsLogin,
     CloudRefused,
     CloudTimeout,
     CloudUnavailable,
@@ -188,7 +190,7 @@ def test_a_connection_dropped_once_is_not_noticed(cloud: Cloud, proxy: HttpProxy
     ("status", "kind", "message"),
     [
         (301, CloudRefused, "check the URL"),
-        (401, CloudRefused, "wrong user or password; where there are app passwords, it has to be one"),
+        (401, CloudNeedsLogin, "wrong user or password; where there are app passwords, it has to be one"),
         (403, CloudRefused, "let this user read, write and delete in folder /test-"),
         (404, CloudMissing, "no such object"),
         (405, CloudRefused, "is it that of WebDAV"),
@@ -196,9 +198,9 @@ def test_a_connection_dropped_once_is_not_noticed(cloud: Cloud, proxy: HttpProxy
         (413, CloudFull, "limit for uploads"),
         (416, CloudCorrupt, "ends before"),
         (418, CloudUnavailable, "HTTP status 418"),
-        (429, CloudUnavailable, "too many requests; try again in 1 s"),
+        (429, CloudBusy, "too many requests; try again in 1 s"),
         (500, CloudUnavailable, "HTTP status 500"),
-        (503, CloudUnavailable, "busy, or down for maintenance; try again in 1 s"),
+        (503, CloudBusy, "busy, or down for maintenance; try again in 1 s"),
         (507, CloudFull, "no room there"),
     ],
 )

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuckoo_mount.epochformat import EpochKind, LeaseName
-from cuckoo_mount.epochs.claims import STALE_S, Claim, Notes, is_stale, read_notes, watch_claim, write_notes
+from cuckoo_mount.epochs.claims import (
+    EARLIER_MAX,
+    STALE_S,
+    Claim,
+    Notes,
+    is_stale,
+    read_notes,
+    watch_claim,
+    write_notes,
+)
 from cuckoo_mount.epochs.keeping import (
     DAY_NS,
     HOUR_NS,
@@ -179,6 +188,20 @@ def test_whose_claim_it_is(tmp_path: Path) -> None:
     assert not notes.is_own(claim_of(3, 78))
     assert not notes.is_own(claim_of(4, 77))
     assert not Notes().is_own(mine)
+
+
+def test_a_claim_that_no_cloud_took_does_not_make_us_strangers_to_the_one_before(tmp_path: Path) -> None:
+    write_notes(tmp_path, Notes().with_own("1-a", 1).with_own("1-a", 2))
+    for term in range(2, 40):
+        write_notes(tmp_path, read_notes(tmp_path).with_own(str(claim_of(term, 5).name), 1))
+    notes = read_notes(tmp_path)
+    assert notes.own == str(claim_of(39, 5).name)
+    assert notes.is_own(claim_of(39, 5))
+    assert notes.is_own(claim_of(38, 5))
+    assert not notes.is_own(claim_of(38, 5, counter=2))
+    assert not notes.is_own(claim_of(38, 6))
+    assert len(notes.earlier) == EARLIER_MAX
+    assert not notes.is_own(claim_of(2, 5)), "they are not kept for ever"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"own": 1}', "\xff"])

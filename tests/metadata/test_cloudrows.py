@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 
 from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.store import SqliteMetadata
-from cuckoo_mount.types import CloudName, CloudRow, PackNo, ShareRow
+from cuckoo_mount.types import CloudLoad, CloudName, CloudRow, CloudUse, PackNo, ShareRow
 from tests.metadata.helpers import DIGEST, ROOT, make_file, sealed, write
 
 A, B = CloudName("a"), CloudName("b")
@@ -61,3 +62,35 @@ async def test_removing_a_cloud(store: SqliteMetadata) -> None:
     assert await store.check_invariants() == []
     with pytest.raises(MetadataError):
         await store.remove_cloud(A)
+
+
+async def test_what_lies_on_a_cloud(store: SqliteMetadata) -> None:
+    await add_clouds(store)
+    both = await stored(store, b"both", "2", A, B)
+    other = await stored(store, b"a", "1", A)
+    assert await store.load_of(A) == CloudLoad(2, 2000, 0)
+    assert await store.load_of(B) == CloudLoad(1, 1000, 0)
+    assert await store.living_on(A, 9) == [both, other]
+    assert await store.living_on(A, 1) == [both]
+    ino = (await store.lookup(ROOT, b"a")).ino
+    await store.remove_link(ROOT, b"a", 1)
+    await store.purge_inode(ino)
+    assert await store.load_of(A) == CloudLoad(1, 1000, 1)
+    assert await store.living_on(A, 9) == [both]
+    assert await store.load_of(CloudName("nobody")) == CloudLoad(0, 0, 0)
+
+
+async def test_what_a_cloud_is_used_for(store: SqliteMetadata) -> None:
+    await add_clouds(store)
+    (row, other) = await store.clouds()
+    assert (row.use, other.use) == (CloudUse.NORMAL, CloudUse.NORMAL)
+    assert await store.settings("use.") == {}
+    for use in CloudUse:
+        await store.put_cloud(evolve(row, use=use))
+        assert [cloud.use for cloud in await store.clouds()] == [use, CloudUse.NORMAL]
+    await store.set_setting("use.b", "what a later version has")
+    assert [cloud.use for cloud in await store.clouds()] == [CloudUse.DRAINED, CloudUse.NO_NEW]
+    await store.remove_cloud(A)
+    assert await store.settings("use.") == {"use.b": "what a later version has"}
+    await store.put_cloud(row)
+    assert (await store.clouds())[-1].use is CloudUse.NORMAL, "a new cloud of that name is not drained"

@@ -155,7 +155,7 @@ async def test_capacity_and_read_only_are_kept(tmp_path: Path) -> None:
         assert len(await setup.put("2", number * 16)) == 1
     with pytest.raises(CloudUnavailable, match=r"small: has no room.*closed: is read-only"):
         await setup.put("2")
-    assert setup.multifs.short() == ["small"]
+    assert setup.multifs.rooms.short() == ["small"]
 
 
 async def test_what_is_rewritten_may_take_the_last_room(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ async def test_what_is_rewritten_may_take_the_last_room(tmp_path: Path) -> None:
     await setup.multifs.probe()
     for number in (b"1", b"2", b"3"):
         await setup.put("1", number * 16)
-    assert not setup.multifs.has_room(len(CONTENT), Policy(1, 0))
+    assert not setup.multifs.rooms.has_room(len(CONTENT), Policy(1, 0))
     await setup.multifs.put_pack(b"4" * 16, str(setup.pack), len(CONTENT), "1", DIGEST, rewriting=True)
     with pytest.raises(CloudUnavailable, match="has no room"):
         await setup.multifs.put_pack(b"5" * 16, str(setup.pack), len(CONTENT), "1", DIGEST, rewriting=True)
@@ -177,11 +177,11 @@ async def test_a_pack_may_be_as_large_as_all_its_clouds_take(tmp_path: Path) -> 
     }
     setup = Setup(tmp_path, clouds=clouds)
     await setup.multifs.probe()
-    largest = [setup.multifs.largest_pack_bytes(Policy(1, parity), at_least=1) for parity in (0, 1, 2, 3)]
+    largest = [setup.multifs.rooms.largest_pack_bytes(Policy(1, parity), at_least=1) for parity in (0, 1, 2, 3)]
     assert largest == [
         (mib << 20) - spare // 2 for mib, spare in ((400, 16 << 20), (200, 10 << 20), (100, 5 << 20))
     ] + [(100 << 20) - (5 << 19)]
-    assert setup.multifs.largest_pack_bytes(Policy(4, 1), at_least=1) == 0, "four clouds are needed at least"
+    assert setup.multifs.rooms.largest_pack_bytes(Policy(4, 1), at_least=1) == 0, "four clouds are needed at least"
 
 
 async def test_packs_on_their_way_count(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ async def test_a_hanging_worker_pool_ends_at_the_deadline(
     await setup.multifs.probe()
     shares = await setup.put()
 
-    async def hang(*args: object, deadline_s: float) -> bytes:
+    async def hang(*args: object, **limits: object) -> bytes:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -369,7 +369,7 @@ async def test_clouds_come_change_and_go(tmp_path: Path) -> None:
     setup.multifs.set_cloud(b, entry)
     assert [share.cloud for share in await setup.put("2", b"2" * 16)] == ["a", "b"], "it is probed when it is wanted"
     setup.multifs.set_cloud(b, evolve(entry, trouble="the variable SECRET is not set"))
-    assert (await setup.multifs.probe())[b] is Condition.REFUSED
+    assert (await setup.multifs.probe())[b] is Condition.NEEDS_LOGIN
     assert "SECRET" in setup.multifs.statistics()[1].last_error
     assert [share.cloud for share in await setup.put("2", b"3" * 16)] == ["a"]
     setup.multifs.set_cloud(b, evolve(entry, read_only=True))
@@ -465,26 +465,26 @@ async def test_space_left_is_what_fits(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     clouds = {CloudName(name): make_cloud(tmp_path, name, capacity_bytes=1000) for name in names}
     setup = Setup(tmp_path, clouds=clouds)
-    assert setup.multifs.space_left() == setup.multifs.space_left(Policy(1, 0))
+    assert setup.multifs.rooms.usable() == setup.multifs.rooms.usable(Policy(1, 0))
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     before = len(setup.pool.calls)
-    assert setup.multifs.space_left().free_bytes == 3 * 750, "a part is kept for compaction"
-    assert setup.multifs.space_left(Policy(1, 2)).total_bytes == 750
+    assert setup.multifs.rooms.usable().free_bytes == 3 * 750, "a part is kept for compaction"
+    assert setup.multifs.rooms.usable(Policy(1, 2)).total_bytes == 750
     await setup.put("3")
-    assert setup.multifs.space_left(Policy(1, 2)).free_bytes == 750 - len(CONTENT)
-    assert setup.multifs.space_left(Policy(1, 2)).total_bytes == 750
+    assert setup.multifs.rooms.usable(Policy(1, 2)).free_bytes == 750 - len(CONTENT)
+    assert setup.multifs.rooms.usable(Policy(1, 2)).total_bytes == 750
     assert [function for function, _ in setup.pool.calls[before:]] == ["put_share"] * 3
 
 
 async def test_space_that_clouds_report_counts(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "a")
-    assert setup.multifs.space_left().free_bytes == 1 << 40
+    assert setup.multifs.rooms.usable().free_bytes == 1 << 40
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     reported = jobs.space(setup.clouds[CloudName("a")].settings)
     assert reported is not None
-    free = setup.multifs.space_left()
+    free = setup.multifs.rooms.usable()
     assert 0 < free.free_bytes <= reported.total_bytes
     assert setup.multifs.statistics()[0].capacity_bytes == reported.total_bytes
 

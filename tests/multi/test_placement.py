@@ -30,6 +30,13 @@ PUZZLES = {
     "down is skipped": ([cloud("a", GIB, is_up=False), cloud("b", GIB)], 2, ["b"]),
     "full is skipped": ([cloud("a", GIB, is_full=True), cloud("b", GIB)], 2, ["b"]),
     "read-only is skipped": ([cloud("a", GIB, is_read_only=True), cloud("b", GIB)], 2, ["b"]),
+    "slow is last": ([cloud("a", 9 * GIB, is_slow=True), cloud("b", 2 * GIB), cloud("c", GIB)], 2, ["b", "c"]),
+    "slow is better than nobody": ([cloud("a", GIB, is_slow=True), cloud("b", GIB)], 2, ["b", "a"]),
+    "slow is better than lost together": (
+        [cloud("a", GIB, group="x"), cloud("b", GIB, group="x"), cloud("c", GIB, is_slow=True)],
+        2,
+        ["a", "c"],
+    ),
     "reserve is kept": ([cloud("a", GIB, reserve_bytes=GIB), cloud("b", GIB)], 2, ["b"]),
     "capacity counts": ([cloud("a", GIB, capacity_bytes=10, placed_bytes=5), cloud("b", GIB)], 2, ["b"]),
     "no room at all": ([cloud("a", 50)], 1, []),

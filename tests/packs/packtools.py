@@ -103,9 +103,16 @@ class InlinePool:
         self.calls: list[tuple[str, str]] = []
         self.on_step: Callable[[], None] = lambda: None
 
-    async def run(self, function: Callable[..., T], *args: object, deadline_s: float) -> T:
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        started: Callable[[], object] = lambda: None,
+    ) -> T:
         assert deadline_s > 0
         await self._step()
+        started()
         cloud = args[0].name if args and isinstance(args[0], CloudSettings) else ""
         self.calls.append((function.__name__, cloud))
         planned = self.failures.get(cloud)

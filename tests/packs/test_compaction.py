@@ -16,6 +16,7 @@ from cuckoo_mount.errors import CloudUnavailable
 from cuckoo_mount.metadata.store import SqliteMetadata, open_store
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.builder import ChunkSource
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.garbage import find_orphans, load_known
@@ -55,7 +56,7 @@ class Drive:
             await self.multifs.probe()
             self.writer = PackWriter(
                 self.metadata, self.multifs, self.pool, KEYS, self.root / "staging",
-                drive_id=DRIVE, encrypted=True, policy=self.policy, pack_size_bytes=PACK_SIZE,
+                drive_id=DRIVE, encrypted=True, policies=Policies(self.policy), pack_size_bytes=PACK_SIZE,
             )  # fmt: skip
             self.reader = PackReader(self.metadata, self.multifs, KEYS, DRIVE, encrypted=True, deadline_s=5.0)
             self.moves: dict[VersionNo, Location] = {}

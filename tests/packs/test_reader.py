@@ -19,6 +19,7 @@ from cuckoo_mount.metadata.records import NewNode
 from cuckoo_mount.metadata.store import create_store
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
 from cuckoo_mount.packs.garbage import collect_garbage
 from cuckoo_mount.packs.inspect import share_digest
@@ -77,7 +78,7 @@ class Stored:
             self.root,
             drive_id=DRIVE,
             encrypted=self.encrypted,
-            policy=str(len(self.clouds)),
+            policies=Policies(str(len(self.clouds))),
         )
         built = await writer.build(make_sources(self.root, contents))
         self.number = self.catalogue.finish(await writer.store(built))
@@ -271,7 +272,7 @@ async def test_everything_together(tmp_path: Path) -> None:
         multifs = MultiFS(clouds, pool, Health(), DRIVE)
         await multifs.probe()
         writer = PackWriter(
-            metadata, multifs, pool, KEYS, tmp_path / "staging", drive_id=DRIVE, encrypted=True, policy="2"
+            metadata, multifs, pool, KEYS, tmp_path / "staging", drive_id=DRIVE, encrypted=True, policies=Policies("2")
         )
         await writer.recover()
         node = await metadata.make_node(ROOT_INODE, b"file", NewNode(mode=stat.S_IFREG | 0o600, uid=0, gid=0, now_ns=2))
@@ -321,7 +322,9 @@ async def test_one_bad_cloud_in_workers(tmp_path: Path, monkeypatch: pytest.Monk
     async with open_worker_pool() as pool:
         multifs = MultiFS(clouds, pool, Health(), DRIVE)
         await multifs.probe()
-        writer = PackWriter(catalogue, multifs, pool, KEYS, tmp_path, drive_id=DRIVE, encrypted=True, policy="2")
+        writer = PackWriter(
+            catalogue, multifs, pool, KEYS, tmp_path, drive_id=DRIVE, encrypted=True, policies=Policies("2")
+        )
         built = await writer.build(make_sources(tmp_path, CONTENTS))
         while built.pack_id[0] % 2:  # so that its first copy, on cloud a, is asked first
             built = await writer.build(make_sources(tmp_path, CONTENTS))
@@ -330,8 +333,8 @@ async def test_one_bad_cloud_in_workers(tmp_path: Path, monkeypatch: pytest.Monk
         reader = PackReader(catalogue, multifs, KEYS, DRIVE, encrypted=True, deadline_s=6.0)
         assert [await reader.read(location) for location in locations(built, number)] == CONTENTS
         a, _ = multifs.statistics()
-        assert a.errors > 0
-        assert a.last_error
+        # What hangs is overtaken, not waited for; whether it is down is for the next probe to say.
+        assert (a.hedged, a.errors) == (1, 0) if action == "hang" else (a.errors > 0 and a.last_error)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from cuckoo_mount.errors import CloudUnavailable, DataUnavailable
 from cuckoo_mount.format import identity_name, pack_share_name
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.builder import ChunkSource
 from cuckoo_mount.packs.garbage import Known, Orphan, collect_garbage, find_orphans
 from cuckoo_mount.packs.inspect import inspect_pack
@@ -46,7 +47,7 @@ class Drive:
             self.staging,
             drive_id=DRIVE,
             encrypted=True,
-            policy=self.policy,
+            policies=Policies(self.policy),
         )
 
     def objects(self) -> list[Path]:

@@ -14,6 +14,7 @@ from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import FAULT_PLAN
 from cuckoo_mount.multi.health import Health
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.multi.records import CloudEntry
 from cuckoo_mount.packs.writer import PackWriter
 from cuckoo_mount.types import CloudName
@@ -44,7 +45,7 @@ class PackPool:
             root / "staging",
             drive_id=DRIVE,
             encrypted=True,
-            policy=policy,
+            policies=Policies(policy),
         )
         self._dice = random.Random(SEED)
 

@@ -22,6 +22,7 @@ import trio
 import trio.testing
 
 from cuckoo_mount import drive
+from cuckoo_mount.testing.httpproxy import Fault
 from cuckoo_mount.workers import WorkerPool, open_worker_pool
 from tests.pool import trees
 from tests.pool.conftest import MakePool
@@ -169,14 +170,31 @@ def test_10000_files_cost_few_requests(tmp_path: Path, make_pool: MakePool, thre
 # -- idle --
 
 
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        pytest.param(None, "ok", id="all well", marks=pytest.mark.long),
+        pytest.param(Fault("status", status=403, code="InvalidAccessKeyId"), "needs-login", id="login expired"),
+        pytest.param(Fault("drop"), "down", id="down", marks=pytest.mark.long),
+        pytest.param(Fault("status", status=429, retry_after="900"), "down", id="banned", marks=pytest.mark.long),
+    ],
+)
 def test_an_idle_drive_asks_almost_nothing(
-    make_pool: MakePool, three_servers: ThreeServers, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool,
+    three_servers: ThreeServers,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault | None,
+    state: str,
 ) -> None:
-    """20 minutes of the drive's clock, which jumps while no worker has a job: the deadline of a job stays real time."""
+    """20 minutes of the drive's clock, which jumps while no worker has a job: the deadline of a job stays real time.
+
+    One cloud in trouble is no reason to ask more, and its worker processes are not started again and again.
+    """
     minutes = 20
     mount = make_pool(three_servers.places, redundancy="2")
     clock = trio.testing.MockClock(rate=1.0)
     pools: list[WorkerPool] = []
+    states: dict[str, str] = {}
 
     @asynccontextmanager
     async def opened_pool() -> AsyncIterator[WorkerPool]:
@@ -189,12 +207,19 @@ def test_an_idle_drive_asks_almost_nothing(
             await opened.write("file", b"content")
             await opened.sync()
             three_servers.reset()
+            three_servers.proxies["weed"].break_requests(*([] if fault is None else [fault]))
             (pool,) = pools
+            started = pool.statistics().started
             end = trio.current_time() + minutes * 60
             while trio.current_time() < end:
                 if not pool.statistics().running:
                     clock.jump(JUMP_S)
                 await trio.sleep(SETTLING_S)
+            clouds = (await opened.drive.status())["clouds"]
+            assert isinstance(clouds, list)
+            states.update({cloud["name"]: cloud["state"] for cloud in clouds})
+            # Each minute's worker ends when it was idle for three: one lives all the time.
+            assert pool.statistics().started - started <= minutes // 3 + 1
 
     monkeypatch.setattr(drive, "open_worker_pool", opened_pool)
     trio.run(be_idle, clock=clock)
@@ -202,6 +227,7 @@ def test_an_idle_drive_asks_almost_nothing(
     print(f"{minutes} minutes idle: {three_servers.requests()}")
     assert sum(found.values())
     assert all(count <= minutes for count in found.values())
+    assert states == {"folder": "ok", "weed": state, "rclone": "ok"}
     # The claim of the right to write, every two minutes.
     assert all(requests.writes <= minutes // 2 for requests in three_servers.requests().values())
 

@@ -84,13 +84,13 @@ async def test_a_cloud_reaches_its_capacity(tmp_path: Path) -> None:
     """All are full at the same time, but for their spare, to within a pack each; then the drive says so."""
     pool = PackPool(tmp_path, "1", weights=WEIGHTS)
     await pool.begin()
-    await pool.store(pool.multifs.space_left().free_bytes - 6 * 48 * KIB)
+    await pool.store(pool.multifs.rooms.usable().free_bytes - 6 * 48 * KIB)
     used = pool.used()
     for name, weight in WEIGHTS.items():
         capacity = weight * UNIT_BYTES
         spare = max(min(SPARE_MIN_BYTES, capacity // 4), round(SPARE_PART * capacity))
         assert capacity - spare - 6 * 48 * KIB <= used[name] <= capacity - spare // 2
-    assert pool.multifs.space_left().free_bytes <= 7 * 48 * KIB
+    assert pool.multifs.rooms.usable().free_bytes <= 7 * 48 * KIB
 
 
 async def test_what_is_on_the_way_counts_too(tmp_path: Path) -> None:
