@@ -21,12 +21,14 @@ from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.housekeeping import Housekeeper
 from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.health import USABLE, Condition, Health
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.policies import Policies
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.repacking import is_repacking, load_policies
@@ -48,13 +50,12 @@ from cuckoo_mount.preparing import (
 )
 from cuckoo_mount.rebalancing import Rebalancer
 from cuckoo_mount.roster import Roster
-from cuckoo_mount.rules import Rules, clouds_wanted, places_of, space_of
+from cuckoo_mount.rules import Rules, cloud_room, clouds_wanted, places_of, space_left
 from cuckoo_mount.scrubbing import DriveScrubber, open_scrubber
 from cuckoo_mount.slots import DriveSlots
 from cuckoo_mount.workers import WorkerPool, open_worker_pool
 
 log = logging.getLogger(__name__)
-HOUSEKEEPING_S: Final = 60.0
 FAREWELL_S: Final = 10.0
 """How long giving the right to write back may take."""
 METADATA_FILE: Final = "metadata.sqlite"
@@ -81,6 +82,7 @@ class Drive:
         multifs: MultiFS,
         cache: ChunkCache,
         filesystem: PartedFS,
+        housekeeper: Housekeeper,
         collector: Collector,
         engine: EpochEngine,
         scrubber: DriveScrubber,
@@ -97,7 +99,7 @@ class Drive:
         self._metadata = metadata
         self._multifs = multifs
         self._cache = cache
-        self._collector = collector
+        self._housekeeper = housekeeper
         self._engine = engine
         self._terms = terms
         self.drainer: Final = Drainer(
@@ -181,7 +183,7 @@ class Drive:
     async def status(self) -> dict[str, object]:
         """Return the drive's part of `status --json`; never waits for a cloud."""
         held, cache = self._metadata.statistics(), self._cache.statistics()
-        self._multifs.set_usage(await self._metadata.cloud_usage())
+        await self._housekeeper.correct_usage()
         degraded = await self._metadata.degraded_packs()
         return {
             "drive": self.config.name,
@@ -209,12 +211,18 @@ class Drive:
                 "live_bytes": held.pack_live_bytes,
                 "stored_bytes": held.pack_stored_bytes,
                 "degraded": degraded,
+                "healing": asdict(self._housekeeper.healing(degraded)),
                 "repacking": await is_repacking(self._metadata),
             },
+            "space": await self._space(),
             "files": held.inodes,
             "scrub": await self.scrubber.last(),
             "recovery_key_shown": self._terms.epoch is not None or await self.slots.recovery_key_shown(),
         }
+
+    async def _space(self) -> dict[str, int]:
+        space = await self.filesystem.space()
+        return {"total_bytes": space.total_bytes, "free_bytes": space.free_bytes}
 
     async def check_invariants(self) -> list[str]:
         """Return one line per violated invariant; empty when all hold."""
@@ -227,22 +235,6 @@ class Drive:
             total += freed
         return total
 
-    async def run_housekeeping(self) -> None:
-        """Look after the clouds, the epochs on them, and dead packs, until cancelled.
-
-        An idle drive makes at most about one request per minute and cloud.  Nothing here waits for its turn: that would
-        keep the claim from being renewed while packs are moved or a cloud is cleared.
-        """
-        while True:
-            await trio.sleep(HOUSEKEEPING_S)
-            await self._multifs.look_after()
-            if self._may_write():
-                if not self.roster.lock.locked():
-                    await self.roster.sign_new()
-                await self._engine.look_after()
-            if self._may_write() and not self._collector.is_busy:
-                await self.collect(thorough=False)
-
     def check_writable(self) -> None:
         """Raises: ReadOnly where nothing may be changed."""
         if not self._may_write():
@@ -252,24 +244,11 @@ class Drive:
         return self._terms.writing and not self._engine.refused
 
     async def collect(self, *, keep: int | None = None, thorough: bool = True) -> Collected:
-        """Delete what is dead and compact what is mostly dead; see `Collector.collect`.
+        """Delete what is dead and compact what is mostly dead; see `Housekeeper.collect`.
 
-        `keep`: how many epochs stay; None: the last 3, one per hour for a day, one per day for a week.
         Raises: ReadOnly, MetadataError.
         """
-        self.check_writable()
-
-        async def oldest_kept_epoch() -> int:
-            # What died since the last epoch can go when a new one is durable.
-            return await self._engine.trim(keep) if thorough else self._engine.oldest_kept
-
-        if thorough:
-            # One request each: what is read from a cloud that went away unnoticed is waited for up to the deadline.
-            await self._multifs.probe()
-        collected = await self._collector.collect(oldest_kept_epoch=oldest_kept_epoch, thorough=thorough)
-        if collected.packs_deleted or collected.packs_compacted or collected.packs_healed or collected.packs_repacked:
-            log.info("collected: %s", collected)
-        return collected
+        return await self._housekeeper.collect(keep=keep, thorough=thorough)
 
 
 @asynccontextmanager
@@ -285,7 +264,13 @@ async def open_drive(
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_worker_pool())
         keys, policies = DriveKeys(drive_key), Policies(config.redundancy)
-        multifs = MultiFS(await known_clouds(config, paths, pool), pool, Health(), config.drive_id)
+        multifs = MultiFS(
+            await known_clouds(config, paths, pool),
+            pool,
+            Health(),
+            config.drive_id,
+            share_bytes=parse_policy(policies.default).share_bytes(config.pack_size_bytes),
+        )
         joining = Joining(
             clouds=multifs,
             keys=keys,
@@ -333,13 +318,14 @@ async def open_drive(
             limits=cache_limits(config, paths, metadata),
             digest=keys.chunk_digest,
             ticks=ticks,
+            cloud_room=partial(cloud_room, multifs, policies),
         )
         durability = Durability(metadata, lambda: send_all_insisting(drive), deadline_s=config.deadline_s)
         await durability.load()
         filesystem = PartedFS(
             metadata,
             cache,
-            space=space_of(multifs, policies),
+            space=partial(space_left, cache),
             redundancy=Redundancy(metadata, policies, partial(places_of, multifs)),
             durability=durability,
             deadline_s=config.deadline_s,
@@ -352,6 +338,7 @@ async def open_drive(
             drive_id=config.drive_id,
             moved=cache.note_moved,
             is_idle=lambda: not metadata.statistics().dirty_chunks,
+            heal_rate_bytes=config.heal_rate_bytes,
         )
         ledger, oldest = await read_ledger(metadata)
         engine = EpochEngine(
@@ -360,13 +347,27 @@ async def open_drive(
         if not terms.writing:
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
+        housekeeper = Housekeeper(roster, metadata, multifs, cache, collector, engine, writing=terms.writing)
         scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
         rules = Rules(metadata, multifs, roster, policies, durability)
         drive = Drive(
-            roster, slots, metadata, multifs, cache, filesystem, collector, engine, scrubber, rules, terms, pool, writer
+            roster,
+            slots,
+            metadata,
+            multifs,
+            cache,
+            filesystem,
+            housekeeper,
+            collector,
+            engine,
+            scrubber,
+            rules,
+            terms,
+            pool,
+            writer,
         )
         async with cache.running(), trio.open_nursery() as nursery:
-            nursery.start_soon(drive.run_housekeeping)
+            nursery.start_soon(housekeeper.run)
             if terms.writing:
                 nursery.start_soon(engine.run)
                 nursery.start_soon(drive.drainer.run)

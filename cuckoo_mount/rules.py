@@ -6,8 +6,11 @@ Used by drive.py.  Loop only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
+import trio
+
+from cuckoo_mount.cache.chunkcache import ChunkCache
+from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
@@ -31,14 +34,19 @@ def places_of(multifs: MultiFS) -> int:
     return sum(multifs.takes_objects(name) for name in multifs.names)
 
 
-def space_of(multifs: MultiFS, policies: Policies) -> Callable[[], Awaitable[SpaceLeft]]:
-    """Return what tells how much the drive can hold, all of it with its own redundancy; it never asks a cloud."""
+def cloud_room(multifs: MultiFS, policies: Policies) -> Space | None:
+    """Return what the clouds can hold and still take, all of it with the drive's own redundancy.
 
-    async def space() -> SpaceLeft:
-        room = await multifs.free_space(parse_policy(policies.default))
-        return SpaceLeft(room.total_bytes, room.free_bytes)
+    None: a drive without clouds, which only the local disk limits.
+    """
+    return multifs.rooms.usable(parse_policy(policies.default)) if multifs.names else None
 
-    return space
+
+async def space_left(cache: ChunkCache) -> SpaceLeft:
+    """Return what `df` shows; it never asks a cloud."""
+    await trio.lowlevel.checkpoint()
+    room = cache.cloud_room()
+    return SpaceLeft(0, 0) if room is None else SpaceLeft(room.total_bytes, room.free_bytes)
 
 
 class Rules:

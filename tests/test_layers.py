@@ -42,6 +42,7 @@ LEVELS: Final[dict[str, int]] = {
     "pyfs": 7,
     "testing": 7,
     "drive": 8,
+    "housekeeping": 8,
     "preparing": 8,
     "recovery": 8,
     "roster": 8,

@@ -28,9 +28,10 @@ from cuckoo_mount.cache.sending import PackSender
 from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
+from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import ChunkIndex, Inode, InodeNo, Location, VersionNo
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, Inode, InodeNo, Location, VersionNo
 
 
 @frozen(slots=True)
@@ -71,11 +72,20 @@ class ChunkCache:
         limits: CacheLimits,
         digest: Callable[[bytes], bytes],
         ticks: tuple[int, int],
+        cloud_room: Callable[[], Space | None] = lambda: None,
     ) -> None:
+        """`cloud_room`: see `CloudRoom`, `left`."""
         files = LocalFiles(state_folder / "files", cache_folder / "files")
         self._aside = state_folder / "aside"
         self._metadata = metadata
-        self._pressure: Final = Pressure(limits, state_folder, metadata.held_bytes)
+        self._pressure: Final = Pressure(
+            limits,
+            state_folder,
+            metadata.held_bytes,
+            metadata.dirty_bytes,
+            cloud_room,
+            lambda: writer.is_full(CHUNK_SIZE_BYTES),
+        )
         self._content: Final = Content(
             metadata,
             files,
@@ -230,8 +240,20 @@ class ChunkCache:
         self._writeback.stop()
 
     def retry_sending(self) -> None:
-        """Try again now what clouds would not take: one of them is back."""
+        """Try again now what clouds would not take: one of them is back, or has room again."""
         self._writeback.retry()
+        self._pressure.made_progress()
+
+    def cloud_room(self) -> Space | None:
+        """Return how many bytes programs may have written in all, and how many more they may write; None: no limit."""
+        return self._pressure.clouds.room()
+
+    def when_full(self, may_free: Callable[[], bool]) -> None:
+        """Have `may_free` asked whether room is being made, or will be, when a writer finds the clouds full.
+
+        Writers look again when `retry_sending` is called.
+        """
+        self._pressure.clouds.may_free = may_free
 
     async def purge(self, ino: InodeNo) -> None:
         """Remove a node without names and uses, and its content."""

@@ -301,7 +301,14 @@ class Content:
         spans = chunk_spans(offset, len(data))
         if not spans:
             return
-        await self.pressure.admit(len(data) + self.frozen.copy_cost(state.ino, [index for index, _, _ in spans]))
+        more_bytes = len(data) + self.frozen.copy_cost(state.ino, [index for index, _, _ in spans])
+        await self.pressure.admit(more_bytes)
+        with self.pressure.clouds.promised(more_bytes):
+            await self._write(state, spans, offset, data)
+
+    async def _write(
+        self, state: FileState, spans: list[tuple[ChunkIndex, int, int]], offset: int, data: bytes
+    ) -> None:
         while True:
             if not self.gate.is_open:
                 await self.gate.wait()

@@ -34,7 +34,7 @@ from cuckoo_mount.cache.writeback import WriteBack
 from cuckoo_mount.errors import CuckooError, MetadataError, StaleInode
 from cuckoo_mount.packs.choosing import MAX_CHUNKS_PER_PACK
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import ChunkIndex, DirtyChunk, InodeNo, Location, PackRow, VersionNo
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, DirtyChunk, InodeNo, Location, PackRow, VersionNo
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class Cutter:
         while True:
             await trio.sleep(ROOM_POLL_S)
             size_bytes = sum(frozen.length_bytes for frozen in left.values())
-            if len(left) != count or not self._writer.is_full(min(size_bytes, self._writer.pack_size_bytes)):
+            if len(left) != count or not self._writer.is_full(min(size_bytes, CHUNK_SIZE_BYTES)):
                 count, since_s = len(left), trio.current_time()
             elif trio.current_time() >= since_s + FULL_S:
                 scope.cancel()

@@ -9,6 +9,7 @@ A writer above the limit waits for room while there is progress (something was e
 without any.
 Then it goes on up to the overshoot, which is what the kernel may hold dirty anyway, and above that gets NoSpace: the
 kernel reports it at fsync or close.  Creating files stops at the limit.
+What the clouds cannot take is refused in the same way, however empty the cache is (cloudroom.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Final
 import trio
 from attrs import field, frozen, validators
 
+from cuckoo_mount.cache.cloudroom import CloudRoom
+from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.errors import NoSpace
 from cuckoo_mount.locks import Pulse
 
@@ -48,13 +51,23 @@ class Pressure:
     versions that files do not consist of any more (frozen.py); they go as they are stored.
     """
 
-    def __init__(self, limits: CacheLimits, folder: Path, held_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        limits: CacheLimits,
+        folder: Path,
+        held_bytes: Callable[[], int],
+        dirty_bytes: Callable[[], int],
+        cloud_room: Callable[[], Space | None],
+        is_full: Callable[[], bool],
+    ) -> None:
+        """`cloud_room`, `is_full`: see `CloudRoom`."""
         self.limits: Final = limits
         self.pending_bytes = 0
         self.coming_bytes = 0
         self.displaced_bytes = 0
         self.room = Pulse()
         self.need = trio.Event()
+        self.clouds: Final = CloudRoom(cloud_room, lambda: dirty_bytes() + self.unentered_bytes, is_full, self.room)
         self._folder = folder
         self._held_bytes = held_bytes
         self._since_disk_check = _DISK_CHECK_BYTES
@@ -63,7 +76,12 @@ class Pressure:
     @property
     def used_bytes(self) -> int:
         """Bytes in local files, as far as they are accounted for."""
-        return self._held_bytes() + self.pending_bytes + self.displaced_bytes
+        return self._held_bytes() + self.unentered_bytes
+
+    @property
+    def unentered_bytes(self) -> int:
+        """Bytes in local files that no row of the metadata speaks of; all are unsent."""
+        return self.pending_bytes + self.displaced_bytes
 
     @property
     def is_high(self) -> bool:
@@ -96,10 +114,18 @@ class Pressure:
     async def admit(self, more_bytes: int, *, creating: bool = False) -> None:
         """Return when `more_bytes` may be added; no checkpoint when there is room.
 
-        Raises: NoSpace when nothing made room for `STALL_S` and the overshoot is used up (or a file is to be created).
+        Raises: NoSpace when nothing made room for `STALL_S` and the overshoot is used up (or a file is to be created),
+        or when the clouds cannot take it.
         """
         if self.is_high:
             self.need.set()
+        if self._is_over(more_bytes):
+            await self._wait_for_room(more_bytes, creating=creating)
+        # Last: until `CloudRoom.promised` begins nobody else may come in between.
+        if not self.clouds.fits(more_bytes or 1):
+            await self.clouds.admit(more_bytes or 1)
+
+    async def _wait_for_room(self, more_bytes: int, *, creating: bool) -> None:
         while self._is_over(more_bytes):
             self.need.set()
             with trio.move_on_after(STALL_S) as stalled:

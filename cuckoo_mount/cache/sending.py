@@ -107,24 +107,37 @@ class PackSender:
     async def send(self, batch: Sequence[Frozen], sent: SentVersions | None = None) -> None:
         """Return when these frozen chunks are on clouds; what became of them is entered into `sent` at once.
 
-        May be cancelled anywhere.  Raises: CuckooError, OSError where it is not a cloud that refuses; then some of them
-        may be done.
+        In one pack, or in smaller ones where the clouds are nearly full.  May be cancelled anywhere.  Raises:
+        CuckooError, OSError where it is not a cloud that refuses; then some of them may be done.
         """
         # The bytes that are named stay in the file that names them: it is these that others may be linked to.
-        batch = sorted(batch, key=lambda frozen: frozen.is_displaced)
-        built = await self._dedup.build(batch, None if sent is None else sent.note_linked)
-        if built is not None:
-            await self._send_pack(built, batch, sent)
+        left = sorted(batch, key=lambda frozen: frozen.is_displaced)
+        most_bytes = self._writer.pack_size_bytes
+        while left:
+            most_bytes = min(most_bytes, self._writer.room_bytes())
+            part = left if most_bytes >= self._writer.pack_size_bytes else _first(left, most_bytes)
+            if await self._send_part(part, sent):
+                left = left[len(part) :]
+            else:
+                most_bytes = sum(frozen.length_bytes for frozen in part) // 2
 
-    async def _send_pack(self, built: BuiltPack, batch: Sequence[Frozen], sent: SentVersions | None) -> None:
+    async def _send_part(self, part: Sequence[Frozen], sent: SentVersions | None) -> bool:
+        """Send these in one pack; return False if there is room for a smaller one only."""
+        with self._content.pressure.clouds.sending():
+            built = await self._dedup.build(part, None if sent is None else sent.note_linked)
+        return built is None or await self._send_pack(built, part, sent)
+
+    async def _send_pack(self, built: BuiltPack, batch: Sequence[Frozen], sent: SentVersions | None) -> bool:
         for chunk in built.missing:
             log.error("inode %d chunk %d is dirty but its local file is gone", chunk.ino, chunk.index)
             if sent is not None:
                 sent.note_missing(chunk)
         if not built.sealed:
             await self._writer.discard(built)
-            return
+            return True
         stored = await self._store(built, is_cut=sent is not None)
+        if stored is None:
+            return False
         # No checkpoint until it is recorded: what is stored must not be forgotten by a cancellation.
         number = await self._metadata.finish_pack(
             built.pack_id,
@@ -142,6 +155,7 @@ class PackSender:
             sent.note_pack(number, built, stored)
         self.packs_sent += 1
         await self._dedup.link(built.repeats, batch)
+        return True
 
     async def _follow_change(self, built: BuiltPack, policy: str) -> None:
         """See to it that the pack is written anew if files in it were given another redundancy meanwhile."""
@@ -151,18 +165,23 @@ class PackSender:
         if any(own.get(ino, policies.default) != policy for ino in inos):
             await ask_for_repacking(self._metadata)
 
-    async def _store(self, built: BuiltPack, *, is_cut: bool) -> StoredPack:
+    async def _store(self, built: BuiltPack, *, is_cut: bool) -> StoredPack | None:
         """Store the pack, however long the clouds take to accept it; the same pack, so that a retry is idempotent.
 
-        Raises: CloudError if it gives way; then the pack was given up.
+        None: there is room only for a smaller one; it was given up.
+        Raises: CloudError if it gives way; then the pack was given up, too.
         """
         try:
             while True:
                 try:
-                    stored = await self._writer.store(built)
+                    with self._content.pressure.clouds.sending():
+                        stored = await self._writer.store(built)
                 except CloudError as error:
                     if self.gives_way and not is_cut:
                         raise
+                    if len(built.sealed) > 1 and self._writer.is_too_big(built.size_bytes):
+                        await self._writer.discard(built)
+                        return None
                     self.note_failure(error)
                     await self.pause()
                 else:
@@ -186,3 +205,15 @@ class PackSender:
         longest = min(MAX_PAUSE_S, 2.0 ** min(self.failures, 6))
         with trio.move_on_after(longest * random.uniform(0.5, 1.0)):
             await self.kick.wait()
+
+
+def _first(batch: Sequence[Frozen], most_bytes: int) -> list[Frozen]:
+    """Return the first versions of a batch that have at most so many bytes, at least one."""
+    part = [batch[0]]
+    size_bytes = batch[0].length_bytes
+    for frozen in batch[1:]:
+        size_bytes += frozen.length_bytes
+        if size_bytes > most_bytes:
+            break
+        part.append(frozen)
+    return part

@@ -113,7 +113,8 @@ class WriteBack:
                 seen = statistics.dirty_bytes
                 if not statistics.dirty_chunks or self._held or self._stopped:
                     continue
-                urgent = self._hurry > 0 or self._content.pressure.is_high or idle_s >= IDLE_S
+                pressure = self._content.pressure
+                urgent = self._hurry > 0 or pressure.is_high or pressure.clouds.waiting > 0 or idle_s >= IDLE_S
                 if not self._completing:
                     self._completing = True
                     nursery.start_soon(self._complete_partials)

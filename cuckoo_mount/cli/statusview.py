@@ -17,6 +17,7 @@ from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import UsageError
 from cuckoo_mount.multi.redundancy import Policy, describe_policy, parse_policy
+from cuckoo_mount.types import CHUNK_SIZE_BYTES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,6 +99,9 @@ def lines(status: Status, *, rate: float = 0.0) -> Iterator[tuple[str, str]]:
     yield "not yet sent", _queue(status, rate)
     yield "cache", _cache(_table(status, "cache"))
     yield "packs", _packs(_table(status, "packs"))
+    if (space := _table(status, "space")) and clouds_of(status):
+        free, total = human_size(_number(space, "free_bytes")), human_size(_number(space, "total_bytes"))
+        yield "room", f"{free} of {total} left for files"
     epoch = _table(status, "epoch")
     if epoch.get("cloud") is not None:
         age = epoch.get("age_s")
@@ -127,8 +131,15 @@ def _cache(cache: Status) -> str:
 def _packs(packs: Status) -> str:
     stored, live, degraded = (_number(packs, key) for key in ("stored_bytes", "live_bytes", "degraded"))
     said = f"{_number(packs, 'count')}, {human_size(stored)} stored for {human_size(live)}"
-    said += f", {degraded} degraded" if degraded else ""
+    said += f", {degraded} degraded{_healing(_table(packs, 'healing'))}" if degraded else ""
     return f"{said}; some are being written anew for another redundancy" if packs.get("repacking") is True else said
+
+
+def _healing(healing: Status) -> str:
+    rate, left_s = healing.get("bytes_per_s"), healing.get("time_left_s")
+    if not isinstance(rate, int | float) or not isinstance(left_s, int | float):
+        return ""
+    return f", healing at {human_size(int(rate))}/s, about {human_time(left_s)} left"
 
 
 def _clouds_table(status: Status, width: int) -> RenderableType:
@@ -193,6 +204,9 @@ def _notes(status: Status) -> Iterator[str]:
             yield "Nothing can be sent now.  What is written stays safe on the local disk until a cloud is back."
         if error := _table(status, "cache").get("last_error"):
             yield f"Last trouble with sending: {error}"
+    space = _table(status, "space")
+    if clouds and "free_bytes" in space and _number(space, "free_bytes") < CHUNK_SIZE_BYTES:
+        yield f"The clouds are full: delete something, raise a limit, or add a cloud: cuckoo cloud add NAME URL{option}"
     yield from _redundancy_notes(status, option)
     if len(clouds) == 1 and _is_folder(str(clouds[0].get("url", ""))):
         yield "One folder on the same disk is no backup: when this disk dies, the drive dies with it."

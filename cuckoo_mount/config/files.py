@@ -83,6 +83,13 @@ class _Table:
             raise self.error(key, f"has to be a number of seconds, not {value!r}")
         return float(value)
 
+    def rate(self, key: str) -> int | None:
+        """A size per second: a text such as "10MB/s" or "10MB", or a number of bytes; None when it is not there."""
+        value = self._values.get(key)
+        if isinstance(value, str):
+            self._values[key] = value.strip().removesuffix("/s")
+        return self.size(key, None)
+
     def identifier(self, key: str) -> bytes:
         """Bytes written in hexadecimal digits."""
         text = self.take(key, str)
@@ -140,6 +147,7 @@ def read_config(paths: DrivePaths) -> DriveConfig | None:
             mountpoint=Path(mountpoint) if mountpoint is not None else None,
             cache_limit_bytes=table.size("cache_limit", None) or CACHE_LIMIT_DEFAULT_BYTES,
             deadline_s=table.seconds("deadline_s", DEADLINE_DEFAULT_S),
+            heal_rate_bytes=table.rate("heal_rate"),
             clouds=tuple(_cloud(cloud) for cloud in table.tables("cloud")),
         )
     except (ValueError, UsageError) as error:
@@ -214,6 +222,7 @@ def write_config(config: DriveConfig, paths: DrivePaths) -> None:
         "mountpoint": str(config.mountpoint) if config.mountpoint is not None else None,
         "cache_limit": format_size(config.cache_limit_bytes),
         "deadline_s": config.deadline_s,
+        "heal_rate": f"{format_size(config.heal_rate_bytes)}/s" if config.heal_rate_bytes is not None else None,
     }
     text = tomli_w.dumps({key: value for key, value in document.items() if value is not None})
     text = f"{_HEADER}{text}{_clouds_text(config.clouds)}"

@@ -75,6 +75,7 @@ class DriveConfig:
 
     `drive_id`: 16 bytes.  `redundancy`: see `check_redundancy`.  `pack_size_bytes`: plain bytes at which a pack is
     closed.  `deadline_s`: how long a read may wait for a cloud.  `clouds`: none in a drive that was just made.
+    `heal_rate_bytes`: how much healing may send per second, > 0; None: as much as the clouds take.
     `ask`: there is no key file on purpose; mounting takes the passphrase.
     """
 
@@ -87,6 +88,7 @@ class DriveConfig:
     mountpoint: Path | None = None
     cache_limit_bytes: int = field(default=CACHE_LIMIT_DEFAULT_BYTES, validator=validators.ge(CACHE_LIMIT_MIN_BYTES))
     deadline_s: float = field(default=DEADLINE_DEFAULT_S, validator=[validators.gt(0), validators.le(3600)])
+    heal_rate_bytes: int | None = field(default=None, validator=validators.optional(validators.gt(0)))
     clouds: tuple[CloudConfig, ...] = field()
 
     @clouds.validator

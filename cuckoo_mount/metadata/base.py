@@ -91,6 +91,9 @@ class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
     def held_bytes(self) -> int:
         """Return dirty_bytes + clean_bytes of `statistics`; cheap enough for every write."""
 
+    def dirty_bytes(self) -> int:
+        """Return dirty_bytes of `statistics`; cheap enough for every write."""
+
     def statistics(self) -> MetadataStatistics:
         """Return the counters."""
 

@@ -20,7 +20,8 @@ Row = tuple[Any, ...]
 class Counters:
     """Counts and sums over the tables.  `dirty_files`: number of dirty chunks by inode, never 0.
 
-    `usage`: by cloud name, [packs with a share there, bytes of those shares].
+    `usage`: by cloud name, [packs with a share there, bytes of those shares].  `pack_died_bytes`: plain bytes in packs
+    that stopped living since the store was opened.
     """
 
     inodes: int
@@ -32,6 +33,7 @@ class Counters:
     dirty_chunks: int
     dirty_files: dict[int, int] = field(factory=dict)
     usage: dict[str, list[int]] = field(factory=dict)
+    pack_died_bytes: int = field(default=0, eq=False)
 
     @classmethod
     def load(cls, rows: Callable[[str], list[Row]]) -> Counters:

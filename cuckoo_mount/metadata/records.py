@@ -44,7 +44,8 @@ class JournalRecord:
 
 @frozen(slots=True)
 class MetadataStatistics:
-    """Counters.  `*_bytes` are plain bytes except `stored_bytes`; `commits` and `syncs` since the store was opened."""
+    """Counters.  `*_bytes` are plain bytes except `stored_bytes`; `commits`, `syncs` and `pack_died_bytes` (stopped
+    living in packs) since the store was opened."""
 
     inodes: int
     dirty_files: int
@@ -54,6 +55,7 @@ class MetadataStatistics:
     packs: int
     pack_live_bytes: int
     pack_stored_bytes: int
+    pack_died_bytes: int
     outbox_rows: int
     commits: int
     syncs: int

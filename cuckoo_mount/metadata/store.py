@@ -82,6 +82,9 @@ class SqliteMetadata(Renames, Content, Losses, CloudRows, Journal, Checks):
     def held_bytes(self) -> int:
         return self._db.counters.dirty_bytes + self._db.counters.clean_bytes
 
+    def dirty_bytes(self) -> int:
+        return self._db.counters.dirty_bytes
+
     def statistics(self) -> MetadataStatistics:
         """Return the counters; from memory, but for `outbox_rows` (`Database.outbox_rows`)."""
         counters = self._db.counters
@@ -94,6 +97,7 @@ class SqliteMetadata(Renames, Content, Losses, CloudRows, Journal, Checks):
             packs=counters.packs,
             pack_live_bytes=counters.pack_live_bytes,
             pack_stored_bytes=counters.pack_stored_bytes,
+            pack_died_bytes=counters.pack_died_bytes,
             outbox_rows=self._db.outbox_rows(),
             commits=self._db.commits,
             syncs=self._db.flushes,

@@ -67,6 +67,7 @@ class Versions(Part):
         )
         assert row is not None, f"pack {pack} is not in the catalogue"
         self._db.counters.pack_live_bytes -= plain_bytes
+        self._db.counters.pack_died_bytes += plain_bytes
         # Not by the counter alone: one that is off must not kill a pack in which something lives.
         if row[0] == 0 and self._db.row("SELECT 1 FROM version WHERE pack = ? LIMIT 1", (pack,)) is None:
             self._db.run("UPDATE pack SET dead_epoch = ? WHERE number = ?", (self._epoch(), pack))

@@ -60,6 +60,11 @@ class ShareReader:
         self._damaged.clear()
         return found
 
+    @property
+    def has_damaged(self) -> bool:
+        """Whether anything was noted."""
+        return bool(self._damaged)
+
     async def first_whole(
         self,
         pack_id: bytes,

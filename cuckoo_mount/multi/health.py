@@ -77,10 +77,14 @@ _CLOSED: Final = frozenset({Condition.FULL, Condition.READ_ONLY})
 
 
 class Request(Enum):
-    """What was asked; a read that works says nothing about room, and only a probe says whose the place is."""
+    """What was asked; a read that works says nothing about room, and only a probe says whose the place is.
+
+    NOTE: a small object was stored or deleted, which a cloud may do that has no room for a share.
+    """
 
     PROBE = "probe"
     READ = "read"
+    NOTE = "note"
     WRITE = "write"
     DELETE = "delete"
 
@@ -237,7 +241,7 @@ def _after_success(state: State, request: Request) -> State:
         state, keeps = evolve(state, is_confirmed=True), state.condition in _CLOSED
     else:
         # Until drive.json was read there, nothing else that works says whose place it is.
-        keeps = not state.is_confirmed or (state.condition in _CLOSED and request is Request.READ)
+        keeps = not state.is_confirmed or (state.condition in _CLOSED and request in (Request.READ, Request.NOTE))
     return state if keeps else evolve(state, condition=_well(state), failures=0, retry_at_s=0.0)
 
 

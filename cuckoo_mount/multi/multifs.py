@@ -11,24 +11,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
-import trio
-
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import ObjectInfo, Space
-from cuckoo_mount.clouds.translate import hide_secrets
 from cuckoo_mount.errors import CloudError, CloudRefused, CuckooError
 from cuckoo_mount.format import pack_share_name, packs_prefix
 from cuckoo_mount.multi.fetching import ShareReader
+from cuckoo_mount.multi.figures import cloud_statistics
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
 from cuckoo_mount.multi.placement import CloudState, choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
-from cuckoo_mount.multi.redundancy import ONE_COPY, Policy, parse_policy
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
 from cuckoo_mount.multi.rooms import Rooms
 from cuckoo_mount.multi.storing import PackStorer
 from cuckoo_mount.multi.stripes import StripeReader, Wanted
-from cuckoo_mount.types import CloudName, CloudUse, PackRow, ShareRow
+from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, CloudUse, PackRow, ShareRow
 
 T = TypeVar("T")
 DELETE_BATCH: Final = 100
@@ -52,14 +50,16 @@ class MultiFS:
         drive_id: bytes,
         *,
         usage: Mapping[CloudName, tuple[int, int]] | None = None,
+        share_bytes: int = PACK_SIZE_BYTES,
     ) -> None:
+        """`share_bytes`: how long the shares of a full pack are, of which each cloud keeps about one in spare."""
         self._clouds = dict(clouds)
         self._health = health
         self._drive_id = drive_id
         self._requests = CloudRequests(self._clouds, pool, health, drive_id)
-        self._rooms = Rooms(self._clouds, health)
-        self._rooms.set_usage(usage or {})
-        self._storer = PackStorer(self._clouds, self._requests, self._rooms, health, drive_id)
+        self.rooms: Final = Rooms(self._clouds, health, share_bytes=share_bytes)
+        self.rooms.set_usage(usage or {})
+        self._storer = PackStorer(self._clouds, self._requests, self.rooms, health, drive_id)
         self._reader = ShareReader(self._requests, health, drive_id, self._clouds)
         self._stripes = StripeReader(self._requests, self._reader)
 
@@ -78,17 +78,22 @@ class MultiFS:
         policy: str,
         share_digest: bytes,
         fragments: Sequence[bytes] = (),
+        *,
+        rewriting: bool = False,
     ) -> tuple[ShareRow, ...]:
         """Store the pack file `path` as `policy` wants and return its shares in order of their numbers.  Checkpoint.
 
         Shares go to distinct clouds; with fewer clouds that take one there are fewer shares, at least as many as
         reading takes.  A cloud that fails is replaced by another.  `fragments`: the digests of all shares, where they
-        are not copies; the parity shares are files beside the pack's (packs/builder.py).  If cancelled, or on an error,
-        any share may be there: put the pack again, which goes on, or withdraw it.
+        are not copies; the parity shares are files beside the pack's (packs/builder.py).  `rewriting`: what lives in it
+        is stored already, so it may take the room that is kept for that.  If cancelled, or on an error, any share may
+        be there: put the pack again, which goes on, or withdraw it.
         Raises: CloudUnavailable (too few shares could be stored; try again later), UsageError (no such policy),
         FormatError (the file has another size), DataUnavailable (the local file cannot be read).
         """
-        return await self._storer.put_pack(pack_id, path, size_bytes, policy, share_digest, fragments)
+        return await self._storer.put_pack(
+            pack_id, path, size_bytes, policy, share_digest, fragments, rewriting=rewriting
+        )
 
     def forget_upload(self, pack_id: bytes) -> None:
         """Forget which shares of a pack are stored already, as it is not going to be put again."""
@@ -135,6 +140,20 @@ class MultiFS:
         """Return, and forget, the packs of which a share turned out to be damaged or lost while it was read."""
         return self._reader.take_damaged()
 
+    @property
+    def has_damaged(self) -> bool:
+        """Whether `take_damaged` would return any."""
+        return self._reader.has_damaged
+
+    @property
+    def conditions(self) -> frozenset[tuple[CloudName, bool, bool]]:
+        """The clouds that take something, with whether they are up and whether full: what decides where shares go."""
+        return frozenset(
+            (name, self._health.is_up(name), self._health.takes_nothing(name))
+            for name, entry in self._clouds.items()
+            if not entry.read_only
+        )
+
     def note_damaged(self, pack_id: bytes) -> None:
         """Remember that a share of the pack is damaged or lost; see `take_damaged`."""
         self._reader.note_damaged(pack_id)
@@ -142,7 +161,7 @@ class MultiFS:
     def shares_possible(self, pack_bytes: int, policy: str) -> int:
         """Return how many shares of a pack of that size clouds that are up would take now, at most all of them."""
         wanted = parse_policy(policy)
-        return len(choose(self._rooms.states(), wanted.share_bytes(pack_bytes), wanted.shares))
+        return len(choose(self.rooms.states(), wanted.share_bytes(pack_bytes), wanted.shares))
 
     async def get_range(
         self, pack_id: bytes, shares: Sequence[ShareRow], offset: int, length_bytes: int, *, deadline_s: float
@@ -179,12 +198,17 @@ class MultiFS:
             ]
             try:
                 await self._ask_if_up(
-                    cloud, jobs.delete_many, names, deadline_s=TRANSFER_BASE_S + len(names), requests=len(names)
+                    cloud,
+                    jobs.delete_many,
+                    names,
+                    request=Request.DELETE,
+                    deadline_s=TRANSFER_BASE_S + len(names),
+                    requests=len(names),
                 )
             except CloudError:
                 kept.update(pack.pack_id for pack in packs[start:])
                 return
-            self._rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
+            self.rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
             start += len(batch)
 
     async def withdraw(self, pack_id: bytes, *, shares: int) -> bool:
@@ -210,12 +234,21 @@ class MultiFS:
         return not any(isinstance(answer, CuckooError) for answer in await gather(calls))
 
     async def _ask_if_up(
-        self, cloud: CloudName, job: Callable[..., T], *args: object, deadline_s: float, requests: int = 1
+        self,
+        cloud: CloudName,
+        job: Callable[..., T],
+        *args: object,
+        deadline_s: float,
+        requests: int = 1,
+        request: Request = Request.NOTE,
     ) -> T:
-        """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError."""
+        """Delete, on a cloud that is up; elsewhere "deleted" would mean nothing.  Raises: CloudError.
+
+        `request` DELETE: what is deleted was stored, so that it makes room.
+        """
         if not self._health.is_up(cloud):
             await self._requests.probe_if_due(cloud)
-        return await self._requests.ask(cloud, Request.DELETE, job, *args, deadline_s=deadline_s, requests=requests)
+        return await self._requests.ask(cloud, request, job, *args, deadline_s=deadline_s, requests=requests)
 
     # -- clouds --
 
@@ -231,7 +264,7 @@ class MultiFS:
 
     def _forget(self, name: CloudName) -> None:
         self._health.forget(name)
-        self._rooms.forget_space(name)
+        self.rooms.forget_space(name)
         self._requests.forget(name)
 
     def drop_cloud(self, name: CloudName) -> None:
@@ -249,7 +282,7 @@ class MultiFS:
         state = self._health.state(name)
         if state.condition is Condition.READ_ONLY and self._health.takes_nothing(name):
             raise CloudRefused(state.last_error.removeprefix(f"cloud {name}: "), cloud=name)
-        return await self._requests.ask(name, Request.WRITE, job, *args, deadline_s=deadline_s)
+        return await self._requests.ask(name, Request.NOTE, job, *args, deadline_s=deadline_s)
 
     async def consult(self, name: CloudName, job: Callable[..., T], *args: object, deadline_s: float) -> T:
         """As `ask`, for a job that only reads: that it works says nothing about room."""
@@ -296,7 +329,7 @@ class MultiFS:
 
     def states(self) -> list[CloudState]:
         """Return what placement knows of every cloud."""
-        return self._rooms.states()
+        return self.rooms.states()
 
     async def look_after(self) -> None:
         """Probe what is not well or was not heard of for long, and ask for room where that may have changed.
@@ -305,7 +338,9 @@ class MultiFS:
         """
         doubtful = [name for name in self._clouds if self._health.may_ask(name) and self._is_doubtful(name)]
         await gather([partial(self._requests.probe, name) for name in doubtful])
-        await self.refresh_space([name for name in self._rooms.changed() if name not in doubtful])
+        # A full one, too: somebody else may have made room there.
+        wanted = {*self.rooms.changed(), *self.rooms.short()}
+        await self.refresh_space([name for name in self._clouds if name in wanted and name not in doubtful])
 
     def _is_doubtful(self, name: CloudName) -> bool:
         health = self._health
@@ -342,55 +377,21 @@ class MultiFS:
         One request each.  Checkpoint, raises nothing.
         """
         wanted = self._clouds if among is None else among
-        names = [name for name in wanted if self._health.is_up(name) and self._rooms.may_tell(name)]
+        names = [name for name in wanted if self._health.is_up(name) and self.rooms.may_tell(name)]
         calls = [
             partial(self._requests.ask, name, Request.READ, jobs.space, deadline_s=TRANSFER_BASE_S) for name in names
         ]
         for name, answer in zip(names, await gather(calls), strict=True):
             if answer is None or isinstance(answer, Space):
-                self._rooms.set_space(name, answer)
-
-    def has_room(self, pack_bytes: int, policy: Policy) -> bool:
-        """Return whether enough clouds that are up would take a share of a pack of that size, as far as is known."""
-        chosen = choose(self._rooms.states(), policy.share_bytes(pack_bytes), policy.data)
-        return len(chosen) == policy.data
-
-    async def free_space(self, policy: Policy = ONE_COPY) -> Space:
-        """Return how many plain bytes the drive holds at most and can still take, stored as `policy` wants.
-
-        Never asks a cloud (statfs must not wait): what `refresh_space` learnt, and what was stored since.  Clouds that
-        are down count as they were, so that `df` does not jump.  Checkpoint.
-        """
-        await trio.lowlevel.checkpoint()
-        return self._rooms.usable(policy)
+                self.rooms.set_space(name, answer)
 
     def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
         """Take over from the metadata how many packs and bytes lie on each cloud."""
-        self._rooms.set_usage(usage)
+        self.rooms.set_usage(usage)
 
     def statistics(self) -> tuple[CloudStatistics, ...]:
         """Return every cloud's figures, in the order of `names`."""
-        return tuple(self._cloud_statistics(name, entry) for name, entry in self._clouds.items())
-
-    def _cloud_statistics(self, name: CloudName, entry: CloudEntry) -> CloudStatistics:
-        state, counters = self._health.state(name), self._health.counters(name)
-        packs, used_bytes = self._rooms.usage(name)
-        return CloudStatistics(
-            name=name,
-            url=hide_secrets(entry.settings.url, entry.settings),
-            state=state.condition.value,
-            use=entry.use.value,
-            used_bytes=used_bytes,
-            capacity_bytes=self._rooms.capacity_bytes(name),
-            packs=packs,
-            requests=counters.requests,
-            errors=counters.errors,
-            bytes_up=counters.bytes_up,
-            bytes_down=counters.bytes_down,
-            rejected=counters.rejected,
-            hedged=counters.hedged,
-            requests_per_second=self._requests.per_second(name),
-            sending_bytes=self._rooms.sending_bytes(name),
-            last_error=hide_secrets(state.last_error, entry.settings),
-            last_error_age_s=self._health.error_age_s(name),
+        return tuple(
+            cloud_statistics(name, entry, self._health, self.rooms, self._requests)
+            for name, entry in self._clouds.items()
         )

@@ -28,6 +28,7 @@ class CloudState:
     `is_no_new`: what is there stays, nothing comes.  `placed_bytes`: of our shares, including those under way.
     `capacity_bytes`: limit the user set on them, or None.  `free_bytes`: what the cloud says is free, or None if it
     does not say.  `reserve_bytes`: of that, how much is not ours to take.
+    `spare_bytes`: of what we may take, how much is not for what is asked about here.
     `group`: clouds with the same non-empty group may be lost together.
     """
 
@@ -41,6 +42,7 @@ class CloudState:
     capacity_bytes: int | None = None
     free_bytes: int | None = None
     reserve_bytes: int = 0
+    spare_bytes: int = 0
     group: str = ""
 
 
@@ -51,7 +53,7 @@ def room_bytes(cloud: CloudState) -> int | None:
         limits.append(cloud.capacity_bytes - cloud.placed_bytes)
     if cloud.free_bytes is not None:
         limits.append(cloud.free_bytes - cloud.reserve_bytes)
-    return max(0, min(limits)) if limits else None
+    return max(0, min(limits) - cloud.spare_bytes) if limits else None
 
 
 def total_bytes(cloud: CloudState) -> int:
@@ -96,6 +98,17 @@ def choose(
         if best.group:
             groups.add(best.group)
     return chosen
+
+
+def largest_share_bytes(clouds: Sequence[CloudState], shares: int, *, needed: int, at_least: int) -> int:
+    """Return how long shares may be at most so that `shares` distinct clouds can take one each now.
+
+    Where fewer than `shares` can take `at_least` bytes: all of these.  0 where they are fewer than `needed`.
+    """
+    rooms = [room_bytes(cloud) for cloud in clouds if can_take(cloud, at_least)]
+    sizes = sorted((UNKNOWN_ROOM_BYTES if room is None else room for room in rooms), reverse=True)
+    count = min(shares, len(sizes))
+    return sizes[count - 1] if count >= max(needed, 1) else 0
 
 
 def _preference(cloud: CloudState) -> tuple[float, int, str]:

@@ -252,7 +252,9 @@ def _as_cloud_error(error: CuckooError, cloud: CloudName, request: Request) -> C
     """Return what `error` says about the cloud, or None if it is about something else."""
     if isinstance(error, CloudError):
         return error if error.cloud else error.retold(cloud=cloud)
-    if isinstance(error, UsageError) or (isinstance(error, FormatError) and request is not Request.WRITE):
+    if isinstance(error, UsageError) or (
+        isinstance(error, FormatError) and request not in (Request.WRITE, Request.NOTE)
+    ):
         # Settings that open nothing, or a drive.json from the future: as hopeless as wrong credentials.
         return CloudRefused(str(error), cloud=cloud)
     return None

@@ -1,28 +1,56 @@
 """Who has how much room: what the metadata counts, what clouds say, and what is on its way.
 
 Used by multi/multifs.py and multi/storing.py.  For one trio loop, never waits.
+
+Not all room is for what programs write.  A cloud keeps `spare_bytes`, about one share of a full pack, for compaction
+and healing: full to the last byte, nothing could be rewritten, and half empty packs would never become room again.
+Where the cloud itself tells its room, `epochs_bytes` stay for epochs, without which nothing may be deleted.
+Programs get NoSpace with all of the spare left (`usable`); packs of what was accepted may take half of it, because
+what is left on each cloud is never a whole number of chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from attrs import evolve
 
 from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.multi.health import Health
-from cuckoo_mount.multi.placement import UNKNOWN_ROOM_BYTES, CloudState, is_wanted, room_bytes, usable_bytes
+from cuckoo_mount.multi.placement import (
+    UNKNOWN_ROOM_BYTES,
+    CloudState,
+    choose,
+    is_wanted,
+    largest_share_bytes,
+    room_bytes,
+    usable_bytes,
+)
 from cuckoo_mount.multi.records import CloudEntry
-from cuckoo_mount.multi.redundancy import Policy
-from cuckoo_mount.types import CloudName, CloudUse
+from cuckoo_mount.multi.redundancy import ONE_COPY, Policy
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, PACK_SIZE_BYTES, CloudName, CloudUse
+
+SPARE_PART: Final = 0.05
+"""At most this part of a cloud is spare, …"""
+SPARE_MIN_BYTES: Final = 2 * CHUNK_SIZE_BYTES + (128 << 10)
+"""… but at least this, or a quarter of a tiny one, so that one chunk that was accepted finds room."""
+EPOCHS_PART: Final = 0.02
+EPOCHS_MAX_BYTES: Final = 16 << 20
 
 
 class Rooms:
-    """The book of room and usage per cloud; every change is one synchronous step."""
+    """The book of room and usage per cloud; every change is one synchronous step.
 
-    def __init__(self, clouds: Mapping[CloudName, CloudEntry], health: Health) -> None:
+    `share_bytes`: how long the shares of a full pack are.
+    """
+
+    def __init__(
+        self, clouds: Mapping[CloudName, CloudEntry], health: Health, *, share_bytes: int = PACK_SIZE_BYTES
+    ) -> None:
         self._clouds = clouds
         self._health = health
+        self._share_bytes = share_bytes
         self._usage: dict[CloudName, tuple[int, int]] = {}
         self._under_way: dict[CloudName, int] = {}
         self._space: dict[CloudName, Space | None] = {}
@@ -87,24 +115,73 @@ class Rooms:
         capacity, space = self._clouds[cloud].capacity_bytes, self._space.get(cloud)
         return capacity if capacity is not None or space is None else space.total_bytes
 
-    def states(self) -> list[CloudState]:
-        """Return what placement needs to know about every cloud, as of now."""
-        return [self._state(name, entry) for name, entry in self._clouds.items()]
+    def states(self, *, rewriting: bool = True) -> list[CloudState]:
+        """Return what placement needs to know about every cloud, as of now.
 
-    def usable(self, policy: Policy) -> Space:
-        """Return the plain bytes that fit in all and still, stored as `policy` wants.  Clouds count even if down."""
+        `rewriting`: for what is stored already, which may take the spare.
+        """
+        return [
+            self._state(name, 0 if rewriting else self.spare_bytes(name) // 2, self.sending_bytes(name))
+            for name in self._clouds
+        ]
+
+    def spare_bytes(self, name: CloudName) -> int:
+        """Return how much of a cloud's room is kept for compaction and healing."""
+        capacity = self.capacity_bytes(name)
+        if capacity is None:
+            return 0
+        return max(min(SPARE_MIN_BYTES, capacity // 4), min(self._share_bytes, int(capacity * SPARE_PART)))
+
+    def short(self) -> list[CloudName]:
+        """Return the clouds that have no room for programs' data, or said that they are full."""
+        return [name for name in self._clouds if self._is_wanted(name) and self._room_bytes(name) <= 0]
+
+    def has_room(self, pack_bytes: int, policy: Policy) -> bool:
+        """Return whether enough clouds that are up would take a share of a pack of that size, as far as is known."""
+        chosen = choose(self.states(rewriting=False), policy.share_bytes(pack_bytes), policy.data)
+        return len(chosen) == policy.data
+
+    def largest_pack_bytes(self, policy: Policy, *, at_least: int) -> int:
+        """Return how long a pack may be at most so that it gets as many shares as one of `at_least` bytes; 0: none."""
+        size = policy.share_bytes(at_least)
+        states = self.states(rewriting=False)
+        return policy.data * largest_share_bytes(states, policy.shares, needed=policy.data, at_least=size)
+
+    def usable(self, policy: Policy = ONE_COPY) -> Space:
+        """Return the plain bytes of programs that fit in all and still, stored as `policy` wants.
+
+        Never asks a cloud: what they told last, and what was stored since.  Clouds that are down count as they were, so
+        that `df` does not jump.  What is unsent is still to be subtracted, what is under way included.
+        """
         free, total = [], []
-        for state in self.states():
-            if not is_wanted(state):
-                continue
-            room = room_bytes(state)
-            room = UNKNOWN_ROOM_BYTES if room is None else room
-            free.append(room)
-            total.append(room + state.placed_bytes)
-        return Space(*(policy.data * usable_bytes(rooms, policy.shares) for rooms in (total, free)))
+        borrowed = 0
+        for name in self._clouds:
+            if self._is_wanted(name):
+                room = self._room_bytes(name)
+                borrowed += max(0, -room)
+                free.append(max(0, room))
+                total.append(max(0, room + self.usage(name)[1]))
+        free_bytes = policy.data * usable_bytes(free, policy.shares)
+        total_bytes = policy.data * usable_bytes(total, policy.shares)
+        # What packs took of the spare is given back first: else each cloud would be filled a little more in its turn.
+        return Space(total_bytes, max(0, free_bytes - policy.data * borrowed // policy.shares))
 
-    def _state(self, name: CloudName, entry: CloudEntry) -> CloudState:
-        space, under_way = self._space.get(name), self._under_way.get(name, 0)
+    def _is_wanted(self, name: CloudName) -> bool:
+        return is_wanted(self._state(name, 0, 0))
+
+    def _room_bytes(self, name: CloudName) -> int:
+        """Return the room for programs' data; negative as far as the spare was taken."""
+        if self._health.takes_nothing(name):
+            return 0
+        room = room_bytes(self._state(name, 0, 0))
+        return UNKNOWN_ROOM_BYTES if room is None else room - self.spare_bytes(name)
+
+    def _state(self, name: CloudName, spare_bytes: int, under_way: int) -> CloudState:
+        entry, space = self._clouds[name], self._space.get(name)
+        free_bytes = None
+        if space is not None:
+            for_epochs = min(EPOCHS_MAX_BYTES, int(space.total_bytes * EPOCHS_PART))
+            free_bytes = max(0, space.free_bytes - under_way - for_epochs)
         return CloudState(
             name=name,
             is_up=self._health.is_up(name),
@@ -114,7 +191,8 @@ class Rooms:
             is_no_new=entry.use is not CloudUse.NORMAL,
             placed_bytes=self.usage(name)[1] + under_way,
             capacity_bytes=entry.capacity_bytes,
-            free_bytes=None if space is None else max(0, space.free_bytes - under_way),
+            free_bytes=free_bytes,
             reserve_bytes=entry.reserve_bytes,
+            spare_bytes=spare_bytes,
             group=entry.group,
         )

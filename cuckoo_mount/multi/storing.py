@@ -37,15 +37,18 @@ class PackStorer:
         self._health = health
         self._drive_id = drive_id
         self._strays: dict[bytes, set[CloudName]] = {}
-        self._halfway: dict[bytes, dict[int, ShareRow]] = {}
+        self._halfway: dict[bytes, _Upload] = {}
 
     def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
         """Return, and forget, the clouds where a failed upload of the pack may have left an object; see MultiFS."""
         return frozenset(self._strays.pop(pack_id, set()) - {share.cloud for share in shares})
 
     def forget(self, pack_id: bytes) -> None:
-        """Forget the shares of an upload that was not finished: the pack is withdrawn."""
-        self._halfway.pop(pack_id, None)
+        """Forget the shares of an upload that was not finished, and the room they take: the pack is withdrawn."""
+        upload = self._halfway.pop(pack_id, None)
+        if upload is not None:
+            for cloud in upload.clouds:
+                self._rooms.note_deleted(cloud, [upload.share_bytes])
 
     async def put_pack(
         self,
@@ -55,15 +58,20 @@ class PackStorer:
         policy: str,
         share_digest: bytes,
         fragments: Sequence[bytes] = (),
+        *,
+        rewriting: bool = False,
     ) -> tuple[ShareRow, ...]:
         """See MultiFS.put_pack."""
-        upload = _Upload(pack_id, path, size_bytes, parse_policy(policy), fragments or share_digest)
-        upload.stored.update(self._halfway.pop(pack_id, {}))
+        upload = _Upload(
+            pack_id, path, size_bytes, parse_policy(policy), fragments or share_digest, rewriting=rewriting
+        )
+        if pack_id in self._halfway:
+            upload.stored.update(self._halfway.pop(pack_id).stored)
         try:
             await self._put_all(upload)
         except BaseException:
             if upload.stored:
-                self._halfway[pack_id] = dict(upload.stored)
+                self._halfway[pack_id] = upload
             raise
         return tuple(upload.stored[share] for share in sorted(upload.stored))
 
@@ -82,8 +90,11 @@ class PackStorer:
                 few = f"{len(upload.stored)} clouds took a share, {upload.policy.data} are needed at least"
             raise CloudUnavailable(f"{few}: {why}", name=f"pack {upload.pack_id.hex()}")
 
+    def _states(self, upload: _Upload) -> list[CloudState]:
+        return self._rooms.states(rewriting=upload.rewriting)
+
     def _choose(self, upload: _Upload) -> list[CloudName]:
-        usable = [state for state in self._rooms.states() if state.name not in upload.failed]
+        usable = [state for state in self._states(upload) if state.name not in upload.failed]
         return choose(usable, upload.share_bytes, len(upload.missing), taken=upload.clouds)
 
     def _doubtful(self, upload: _Upload) -> list[CloudName]:
@@ -146,7 +157,7 @@ class PackStorer:
     def _why_nobody(self, upload: _Upload) -> str:
         if not self._clouds:
             return "the drive has no clouds; add one with `cuckoo cloud add`"
-        others = [state for state in self._rooms.states() if state.name not in upload.clouds]
+        others = [state for state in self._states(upload) if state.name not in upload.clouds]
         if not others:
             return "there is no other cloud; add some with `cuckoo cloud add`"
         return "; ".join(self._why_not(state, upload.share_bytes) for state in others)
@@ -159,19 +170,27 @@ class PackStorer:
         known = self._health.state(state.name)
         if not state.is_up or state.is_full:
             return known.last_error or f"cloud {state.name}: is {known.condition.value}"
-        return f"cloud {state.name}: has no room for {size_bytes} bytes within its capacity and reserve"
+        return f"cloud {state.name}: has no room for {size_bytes} bytes besides what is kept in reserve"
 
 
 class _Upload:
     """One pack on its way: what is stored where, which clouds failed, which share numbers are missing."""
 
     def __init__(
-        self, pack_id: bytes, path: str, size_bytes: int, policy: Policy, digests: bytes | Sequence[bytes]
+        self,
+        pack_id: bytes,
+        path: str,
+        size_bytes: int,
+        policy: Policy,
+        digests: bytes | Sequence[bytes],
+        *,
+        rewriting: bool,
     ) -> None:
         self.pack_id = pack_id
         self.path = path
         self.size_bytes = size_bytes
         self.policy = policy
+        self.rewriting = rewriting
         self.share_bytes = policy.share_bytes(size_bytes)
         self._digests = digests
         self.stored: dict[int, ShareRow] = {}

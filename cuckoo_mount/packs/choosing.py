@@ -96,6 +96,13 @@ def _choose_some(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]
     return batches
 
 
+def choose_to_squeeze(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
+    """Return batches, those that free most for what is written first, for clouds that have no room any more."""
+    wanted = [pack for pack in packs if pack.size_bytes - needed_bytes(pack) >= pack_size_bytes // SPARSE_GAIN]
+    emptiest = sorted(wanted, key=lambda pack: needed_bytes(pack) / pack.size_bytes)
+    return [batch for group in _by_policy(emptiest) for batch in fill_batches(group, pack_size_bytes)]
+
+
 def _choose_all(packs: Sequence[PackFill], pack_size_bytes: int) -> list[Batch]:
     stored = sum(pack.size_bytes for pack in packs)
     needed = sum(needed_bytes(pack) for pack in packs)

@@ -19,7 +19,14 @@ from cuckoo_mount.catalogue import CollectedCatalogue
 from cuckoo_mount.clock import now_ns
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import parse_policy
-from cuckoo_mount.packs.choosing import SMALL, SPARSE_FILL, Batch, choose_now_and_then, choose_thoroughly
+from cuckoo_mount.packs.choosing import (
+    SMALL,
+    SPARSE_FILL,
+    Batch,
+    choose_now_and_then,
+    choose_thoroughly,
+    choose_to_squeeze,
+)
 from cuckoo_mount.packs.compaction import Compactor, Moved
 from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown
 from cuckoo_mount.packs.healing import Healer
@@ -69,9 +76,25 @@ class Collected:
     objects_deleted: int = 0
     objects_young: int = 0
 
+    def __add__(self, other: Collected) -> Collected:
+        """Return the sum of two runs, the second right after the first; what is kept is what the second kept."""
+        return Collected(
+            packs_deleted=self.packs_deleted + other.packs_deleted,
+            packs_compacted=self.packs_compacted + other.packs_compacted,
+            packs_healed=self.packs_healed + other.packs_healed,
+            packs_repacked=self.packs_repacked + other.packs_repacked,
+            packs_kept=other.packs_kept,
+            freed_bytes=self.freed_bytes + other.freed_bytes,
+            objects_deleted=self.objects_deleted + other.objects_deleted,
+            objects_young=self.objects_young + other.objects_young,
+        )
+
 
 class Collector:
-    """Collects for one drive.  `moved`: see packs/compaction.py; `is_idle`: whether nothing waits to be sent."""
+    """Collects for one drive.  `moved`: see packs/compaction.py; `is_idle`: whether nothing waits to be sent.
+
+    `heal_rate_bytes`: see `Healer`.
+    """
 
     def __init__(
         self,
@@ -83,6 +106,7 @@ class Collector:
         drive_id: bytes,
         moved: Moved,
         is_idle: Callable[[], bool],
+        heal_rate_bytes: int | None = None,
     ) -> None:
         self._metadata = metadata
         self._multifs = multifs
@@ -90,7 +114,7 @@ class Collector:
         self._drive_id = drive_id
         self._is_idle = is_idle
         self._compactor = Compactor(metadata, writer, reader, moved)
-        self._healer = Healer(metadata, multifs, writer, self._compactor, is_idle)
+        self.healer: Final = Healer(metadata, multifs, writer, self._compactor, is_idle, rate_bytes=heal_rate_bytes)
         self._repacker = Repacker(metadata, writer, self._compactor, is_idle)
         self._lock = trio.Lock()
         self._compacted_at = -math.inf
@@ -100,25 +124,26 @@ class Collector:
         """Do what is to be done, and return what was.  Checkpoint; may be cancelled anywhere.
 
         Always: delete dead packs that no kept epoch refers to (see `collect_garbage`), withdraw what failed uploads
-        left, heal a few packs (packs/healing.py) and let a few follow a change of redundancy (packs/repacking.py), or
-        all of them if `thorough`.  Not `thorough`: compact a little, now and then, while the drive is idle.
-        `thorough`: compact until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        left, and let a few packs follow a change of redundancy (packs/repacking.py), or all of them if `thorough`.  Not
+        `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: heal all that can be, compact
+        until little more is stored than lives, and delete unknown objects, which lists every cloud.
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
         async with self._lock:
             self._compactor.unreachable.clear()
-            await self._writer.withdraw_left()
-            await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.policies.most_shares)
-            healed = await self._healer.heal_some()
-            while thorough and (more := await self._healer.heal_some()):
-                healed += more
+            await self._withdraw()
+            healed = await self.healer.heal_all() if thorough else 0
             repacked = await self._repacker.repack_some()
             while thorough and (more := await self._repacker.repack_some()):
                 repacked += more
             compacted = await (self._compact_all() if thorough else self._compact_some())
             # After the compaction, so that its old packs go at once.
             garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=thorough)
+            if thorough and garbage.packs and (more := await self._compact_all()):
+                # There was no room for it before.
+                compacted += more
+                garbage = _sum(garbage, await self._delete_dead(await oldest_kept_epoch(), thorough=True))
             deleted = young = 0
             if thorough:
                 deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=now_ns())
@@ -133,16 +158,45 @@ class Collector:
             objects_young=young,
         )
 
+    async def _withdraw(self) -> None:
+        """Delete what uploads that were given up have left."""
+        await self._writer.withdraw_left()
+        await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.policies.most_shares)
+
+    async def run_healing(self, may_write: Callable[[], bool]) -> None:
+        """Heal whatever can be, as it comes, until cancelled; see `Healer.run`."""
+        await self.healer.run(self._lock, may_write)
+
+    async def make_room(self, *, oldest_kept_epoch: OldestKept) -> Collected:
+        """Delete what is dead; if nothing was, compact a few packs that free most, and delete those.  Checkpoint.
+
+        What failed uploads have left goes, too.
+
+        For clouds that have no room any more: needs little of it, and lists nothing.  Raises: MetadataError.
+        """
+        compacted = 0
+        async with self._lock:
+            await self._withdraw()
+            garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=True)
+            if not garbage.packs:
+                fills = self._readable(await self._metadata.pack_fills(100, 0))
+                batches = choose_to_squeeze(fills, self._writer.pack_size_bytes)
+                if compacted := await self._compact(batches[:BATCHES_AT_ONCE], lambda: False):
+                    garbage = await self._delete_dead(await oldest_kept_epoch(), thorough=True)
+        return Collected(
+            packs_deleted=garbage.packs,
+            packs_compacted=compacted,
+            packs_kept=garbage.kept,
+            freed_bytes=garbage.freed_bytes,
+        )
+
     async def heal_all(self) -> int:
         """Heal whatever can be healed now, also what could not be read before; return how many packs were written anew.
 
         Checkpoint; may be cancelled anywhere.  Raises: MetadataError.
         """
         async with self.alone():
-            healed = 0
-            while more := await self._healer.heal_some():
-                healed += more
-        return healed
+            return await self.healer.heal_all()
 
     @property
     def is_busy(self) -> bool:
@@ -160,8 +214,7 @@ class Collector:
     async def delete_dead(self, oldest_kept_epoch: OldestKept) -> Garbage:
         """Delete all dead packs that no kept epoch refers to, and what failed uploads left.  As `collect` otherwise."""
         async with self._lock:
-            await self._writer.withdraw_left()
-            await clear_strays(self._metadata, self._multifs, self._drive_id, shares=self._writer.policies.most_shares)
+            await self._withdraw()
             return await self._delete_dead(await oldest_kept_epoch(), thorough=True)
 
     async def _delete_dead(self, oldest_kept_epoch: int | None, *, thorough: bool) -> Garbage:
@@ -210,3 +263,7 @@ class Collector:
             return is_enough() or len(self._writer.clouds_up) < min(wanted, len(self._multifs.names))
 
         return await self._compactor.compact_batches(batches, is_over)
+
+
+def _sum(first: Garbage, second: Garbage) -> Garbage:
+    return Garbage(first.packs + second.packs, first.freed_bytes + second.freed_bytes, second.kept)

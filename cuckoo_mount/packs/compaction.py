@@ -151,7 +151,7 @@ class Compactor:
                 log.error("pack file %s is not what was to be built; check the local disk", built.path)
                 self._writer.leave(built)
                 return False
-            stored = await self._writer.store(built)
+            stored = await self._writer.store(built, rewriting=True)
         except BaseException:  # cancellation, too
             self._writer.leave(built)
             raise

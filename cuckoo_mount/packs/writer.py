@@ -29,7 +29,7 @@ from cuckoo_mount.multi.records import transfer_deadline_s
 from cuckoo_mount.multi.redundancy import Policy, format_policy, parse_policy
 from cuckoo_mount.multi.requests import Pool
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
-from cuckoo_mount.types import PACK_SIZE_BYTES, CloudName, ShareRow
+from cuckoo_mount.types import CHUNK_SIZE_BYTES, PACK_SIZE_BYTES, CloudName, ShareRow
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ BUILD_DEADLINE_S: Final = 120.0
 """Sealing takes a fraction of a second; the rest is for a disk that is busy flushing."""
 QUIET_S: Final = 60.0
 QUIET_POLL_S: Final = 0.1
+
+FRAME_BYTES: Final = 4096
+FRAME_PART: Final = 32
+"""About what a pack needs besides its chunks.  Thousands of tiny chunks need more: whoever sends halves it then."""
 
 
 @frozen(slots=True)
@@ -101,7 +105,23 @@ class PackWriter:
 
     def is_full(self, size_bytes: int) -> bool:
         """Return whether clouds are up, and none of them has room for a pack of that size, as far as is known."""
-        return bool(self.clouds_up) and not self._multifs.has_room(size_bytes, parse_policy(self.policies.default))
+        return bool(self.clouds_up) and not self._multifs.rooms.has_room(
+            size_bytes, parse_policy(self.policies.default)
+        )
+
+    def is_too_big(self, size_bytes: int) -> bool:
+        """Return whether a pack of that size finds no room now, and a smaller one would."""
+        return self.is_full(size_bytes) and not self.is_full(CHUNK_SIZE_BYTES + FRAME_BYTES)
+
+    def room_bytes(self) -> int:
+        """Return up to how many plain bytes a pack may have now: fewer than a full one where clouds are nearly full.
+
+        At least one chunk, whether or not there is room for it.
+        """
+        room = self._multifs.rooms.largest_pack_bytes(
+            parse_policy(self.policies.default), at_least=CHUNK_SIZE_BYTES + FRAME_BYTES
+        )
+        return min(self.pack_size_bytes, max(CHUNK_SIZE_BYTES, room - room // FRAME_PART - FRAME_BYTES))
 
     async def build(
         self, sources: Sequence[ChunkSource], policy: str | None = None, *, seal_repeats: bool = False
@@ -132,8 +152,8 @@ class PackWriter:
             self._remove(str(target), spec.policy)
             raise
 
-    async def store(self, built: BuiltPack) -> StoredPack:
-        """Store a built pack on the clouds and remove its file.  Checkpoint.
+    async def store(self, built: BuiltPack, *, rewriting: bool = False) -> StoredPack:
+        """Store a built pack on the clouds and remove its file.  Checkpoint.  `rewriting`: see `MultiFS.put_pack`.
 
         Its intent stays until the caller's `finish_pack`.  If cancelled, or on an error, file and intent stay: call
         again with the same pack, or `discard` it.
@@ -148,7 +168,13 @@ class PackWriter:
         policy = format_policy(built.policy)
         try:
             shares = await self._multifs.put_pack(
-                built.pack_id, built.path, built.size_bytes, policy, built.share_digest, built.fragments
+                built.pack_id,
+                built.path,
+                built.size_bytes,
+                policy,
+                built.share_digest,
+                built.fragments,
+                rewriting=rewriting,
             )
         except BaseException as error:
             if not isinstance(error, Exception):  # cancelled

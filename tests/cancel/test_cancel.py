@@ -27,6 +27,7 @@ from cuckoo_mount.draining import Drainer
 from cuckoo_mount.drive import Drive
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.format import identity_name
+from cuckoo_mount.housekeeping import Housekeeper
 from cuckoo_mount.layers.keyslots import Passphrase
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.builder import BuiltPack, ChunkSource
@@ -51,12 +52,13 @@ pytestmark = [pytest.mark.slow]
 
 PARTS: Final = (
     *(PartedFS, Tree, ChunkCache, PackWriter, PackReader, Collector, MultiFS, EpochEngine, Drive, Roster, Rules),
-    *(DriveSlots, Drainer, Rebalancer, DriveScrubber),
+    *(DriveSlots, Drainer, Rebalancer, DriveScrubber, Housekeeper),
 )
 NOT_CANCELLED: Final = {
     "ChunkCache.running": "a context manager; its end is cancelled whenever a drive closes",
     "EpochEngine.run": "a loop that only a cancellation ends",
-    "Drive.run_housekeeping": "a loop that only a cancellation ends",
+    "Housekeeper.run": "a loop that only a cancellation ends",
+    "Collector.run_healing": "a loop that only a cancellation ends",
     "EpochEngine.release": "the drive cannot be written afterwards; the hand-over tests kill in it",
     "Drainer.run": "a loop that only a cancellation ends; the tests of draining kill it",
     "Collector.alone": "a lock around others' work, which is cancelled in Rebalancer.run",
@@ -103,7 +105,7 @@ class Scene:
 
     @property
     def collector(self) -> Collector:
-        return self.drive._collector
+        return self.drive._housekeeper._collector
 
     @property
     def writer(self) -> PackWriter:
@@ -342,7 +344,6 @@ async def _clouds(scene: Scene) -> None:
     await multifs.probe()
     await multifs.list_packs(name)
     await multifs.refresh_space()
-    await multifs.free_space()
     await multifs.ask(name, jobs.capabilities, deadline_s=10)
     await multifs.consult(name, jobs.get, identity_name(scene.drive.config.drive_id), deadline_s=10)
     await multifs.delete_objects(name, [])
@@ -421,6 +422,8 @@ async def _rebalance(scene: Scene) -> None:
     await scene.drive.rebalancer.run()
     await scene.writer.wait_until_quiet()
     await scene.collector.delete_dead(keeping(0))
+    await scene.collector.make_room(oldest_kept_epoch=keeping(0))
+    await scene.drive._housekeeper.correct_usage()
 
 
 async def _scrub(scene: Scene) -> None:
@@ -476,9 +479,9 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _discard: "PackWriter.discard",
     _recover: "PackWriter.recover",
     _pack_reading: "PackReader.read PackReader.read_run PackReader.read_ahead PackReader.save_run",
-    _collect: "Drive.collect",
+    _collect: "Drive.collect Housekeeper.collect",
     _collect_a_little: "Collector.collect",
-    _clouds: "MultiFS.look_after MultiFS.probe MultiFS.list_packs MultiFS.refresh_space MultiFS.free_space MultiFS.ask"
+    _clouds: "MultiFS.look_after MultiFS.probe MultiFS.list_packs MultiFS.refresh_space MultiFS.ask"
     " MultiFS.consult MultiFS.delete_objects",
     _shares: "MultiFS.put_pack MultiFS.get_range MultiFS.first_whole MultiFS.withdraw MultiFS.delete_packs",
     _epoch: "EpochEngine.make EpochEngine.send_all EpochEngine.look_after EpochEngine.trim",
@@ -487,7 +490,8 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _roster: "Roster.add Roster.change Roster.load Roster.sign_new Roster.put_slots Roster.note_redundancy Roster.test"
     " Roster.remove",
     _use: "Roster.use_as Roster.row Drainer.plan Drainer.begin Drainer.wait",
-    _rebalance: "Rebalancer.plan Rebalancer.run PackWriter.wait_until_quiet Collector.delete_dead",
+    _rebalance: "Rebalancer.plan Rebalancer.run PackWriter.wait_until_quiet Collector.delete_dead"
+    " Collector.make_room Housekeeper.correct_usage",
     _scrub: "DriveScrubber.scrub DriveScrubber.last",
     _examine: "MultiFS.examine MultiFS.read_object",
     _rules: "Rules.set_durability Rules.set_redundancy",

@@ -55,6 +55,7 @@ DRIVE = DriveConfig(
     mountpoint=Path("/home/me/Cuckoo ü"),
     cache_limit_bytes=(64 << 20) + 1,
     deadline_s=1.5,
+    heal_rate_bytes=10_000_000,
     clouds=(CLOUD, FULL_CLOUD),
 )
 MINIMAL = f"""
@@ -141,6 +142,8 @@ def test_unknown_keys_are_warned_of_by_name(paths: DrivePaths, caplog: pytest.Lo
         pytest.param('deadline_s = "60"', "deadline_s", id="seconds"),
         pytest.param("deadline_s = 0", "deadline_s", id="zero"),
         pytest.param("deadline_s = nan", "deadline_s", id="nan"),
+        pytest.param('heal_rate = "fast"', "heal_rate", id="rate"),
+        pytest.param('heal_rate = "0B/s"', "heal_rate", id="rate-zero"),
         pytest.param("encrypted = 1", "encrypted", id="bool"),
         pytest.param('redundancy = "0"', "redundancy", id="redundancy"),
         pytest.param('redundancy = "1"', "write none", id="redundancy-1"),

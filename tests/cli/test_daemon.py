@@ -35,7 +35,8 @@ STATUS_KEYS = {
     "cache": {"bytes", "limit_bytes", "dirty_bytes", "hits", "misses"},
     "fuse": {"upcalls"},
     "clouds": None,
-    "packs": {"count", "live_bytes", "stored_bytes", "degraded", "repacking"},
+    "packs": {"count", "live_bytes", "stored_bytes", "degraded", "healing", "repacking"},
+    "space": {"total_bytes", "free_bytes"},
 }
 CLOUD_KEYS = {
     *("name", "url", "state", "used_bytes", "capacity_bytes", "packs"),

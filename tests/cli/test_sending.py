@@ -96,13 +96,15 @@ def a_status(**changes: object) -> dict[str, object]:
     }
     down = {"state": "down", "last_error": "cloud nas: no route", "last_error_age_s": 75.0, "sending_bytes": 0}
     other = cloud | {"name": "a-cloud-with-a-name-that-is-really-long", "capacity_bytes": None}
+    healing = {"healed": 3, "bytes_per_s": 3.0 * MIB, "time_left_s": 120.0}
     return {
         **{"drive": "photos", "pid": 7, "redundancy": "2", "mountpoint": "/home/me/Cuckoo", "state": "degraded"},
         "pending": {"files": 3, "chunks": 1200, "bytes": 1200 * MIB},
         "epoch": {"local": 0, "cloud": None, "age_s": None},
         "cache": {"bytes": 3, "limit_bytes": 10, "hits": 99, "misses": 1, "prefetched": 4, "last_error": "no luck"},
         "clouds": [cloud, cloud | down | {"name": "nas"}, other],
-        "packs": {"count": 400, "live_bytes": 5, "stored_bytes": 6, "degraded": 4},
+        "packs": {"count": 400, "live_bytes": 5, "stored_bytes": 6, "degraded": 4, "healing": healing},
+        "space": {"total_bytes": 100 * MIB, "free_bytes": MIB - 1},
         "recovery_key_shown": False,
     } | changes
 
@@ -124,6 +126,8 @@ def test_status_fits_every_width(width: int) -> None:
     words = " ".join(said.split())
     for part in ("photos", "1.2 GiB in 3 files", "16.0 MiB on the way to usb", "(99 %)", "4 degraded", "30 %", "down"):
         assert part in words
+    assert "4 degraded, healing at 3.0 MiB/s, about 2 min left" in words
+    assert "The clouds are full" in words
     assert "\x1b" not in said
     assert "\x1b[" in shown(a_status(), width, colour=True)
 

@@ -77,6 +77,7 @@ STRANGE = (Request.PROBE, CloudNotOurs("empty folder"))
         ([FINE, FULL, FINE], Condition.FULL),
         ([FINE, FULL, (Request.DELETE, None)], Condition.OK),
         ([FINE, FULL, (Request.WRITE, None)], Condition.OK),
+        ([FINE, FULL, (Request.NOTE, None)], Condition.FULL),
         ([FINE, (Request.WRITE, CloudTimeout("slow"))], Condition.OK),
         ([FINE, (Request.WRITE, CloudTimeout("slow")), (Request.WRITE, CloudTimeout("slow"))], Condition.DOWN),
         ([(Request.PROBE, CloudTimeout("slow"))], Condition.DOWN),

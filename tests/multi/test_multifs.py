@@ -147,14 +147,41 @@ async def test_nobody_takes_it(tmp_path: Path) -> None:
 
 
 async def test_capacity_and_read_only_are_kept(tmp_path: Path) -> None:
-    small = make_cloud(tmp_path, "small", capacity_bytes=len(CONTENT) * 2)
+    small = make_cloud(tmp_path, "small", capacity_bytes=len(CONTENT) * 4)
     closed = evolve(make_cloud(tmp_path, "closed"), read_only=True)
     setup = Setup(tmp_path, clouds={CloudName("small"): small, CloudName("closed"): closed})
     await setup.multifs.probe()
-    for number in (b"1", b"2"):
+    for number in (b"1", b"2", b"3"):
         assert len(await setup.put("2", number * 16)) == 1
     with pytest.raises(CloudUnavailable, match=r"small: has no room.*closed: is read-only"):
         await setup.put("2")
+    assert setup.multifs.rooms.short() == ["small"]
+
+
+async def test_what_is_rewritten_may_take_the_last_room(tmp_path: Path) -> None:
+    cloud = make_cloud(tmp_path, "a", capacity_bytes=len(CONTENT) * 4)
+    setup = Setup(tmp_path, clouds={CloudName("a"): cloud})
+    await setup.multifs.probe()
+    for number in (b"1", b"2", b"3"):
+        await setup.put("1", number * 16)
+    assert not setup.multifs.rooms.has_room(len(CONTENT), Policy(1, 0))
+    await setup.multifs.put_pack(b"4" * 16, str(setup.pack), len(CONTENT), "1", DIGEST, rewriting=True)
+    with pytest.raises(CloudUnavailable, match="has no room"):
+        await setup.multifs.put_pack(b"5" * 16, str(setup.pack), len(CONTENT), "1", DIGEST, rewriting=True)
+
+
+async def test_a_pack_may_be_as_large_as_all_its_clouds_take(tmp_path: Path) -> None:
+    clouds = {
+        CloudName(name): make_cloud(tmp_path, name, capacity_bytes=mib << 20)
+        for name, mib in {"a": 400, "b": 200, "c": 100}.items()
+    }
+    setup = Setup(tmp_path, clouds=clouds)
+    await setup.multifs.probe()
+    largest = [setup.multifs.rooms.largest_pack_bytes(Policy(1, parity), at_least=1) for parity in (0, 1, 2, 3)]
+    assert largest == [
+        (mib << 20) - spare // 2 for mib, spare in ((400, 16 << 20), (200, 10 << 20), (100, 5 << 20))
+    ] + [(100 << 20) - (5 << 19)]
+    assert setup.multifs.rooms.largest_pack_bytes(Policy(4, 1), at_least=1) == 0, "four clouds are needed at least"
 
 
 async def test_packs_on_their_way_count(tmp_path: Path) -> None:
@@ -434,30 +461,30 @@ async def test_statistics_have_what_status_shows(tmp_path: Path) -> None:
     assert "hidden-word" not in repr(s)
 
 
-async def test_free_space_is_what_fits(tmp_path: Path) -> None:
+async def test_space_left_is_what_fits(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     clouds = {CloudName(name): make_cloud(tmp_path, name, capacity_bytes=1000) for name in names}
     setup = Setup(tmp_path, clouds=clouds)
-    assert await setup.multifs.free_space() == await setup.multifs.free_space(Policy(1, 0))
+    assert setup.multifs.rooms.usable() == setup.multifs.rooms.usable(Policy(1, 0))
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     before = len(setup.pool.calls)
-    assert (await setup.multifs.free_space()).free_bytes == 3000
-    assert (await setup.multifs.free_space(Policy(1, 2))).total_bytes == 1000
+    assert setup.multifs.rooms.usable().free_bytes == 3 * 750, "a part is kept for compaction"
+    assert setup.multifs.rooms.usable(Policy(1, 2)).total_bytes == 750
     await setup.put("3")
-    assert (await setup.multifs.free_space(Policy(1, 2))).free_bytes == 1000 - len(CONTENT)
-    assert (await setup.multifs.free_space(Policy(1, 2))).total_bytes == 1000
+    assert setup.multifs.rooms.usable(Policy(1, 2)).free_bytes == 750 - len(CONTENT)
+    assert setup.multifs.rooms.usable(Policy(1, 2)).total_bytes == 750
     assert [function for function, _ in setup.pool.calls[before:]] == ["put_share"] * 3
 
 
 async def test_space_that_clouds_report_counts(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "a")
-    assert (await setup.multifs.free_space()).free_bytes == 1 << 40
+    assert setup.multifs.rooms.usable().free_bytes == 1 << 40
     await setup.multifs.probe()
     await setup.multifs.refresh_space()
     reported = jobs.space(setup.clouds[CloudName("a")].settings)
     assert reported is not None
-    free = await setup.multifs.free_space()
+    free = setup.multifs.rooms.usable()
     assert 0 < free.free_bytes <= reported.total_bytes
     assert setup.multifs.statistics()[0].capacity_bytes == reported.total_bytes
 

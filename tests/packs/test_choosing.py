@@ -13,6 +13,7 @@ from cuckoo_mount.packs.choosing import (
     Batch,
     choose_now_and_then,
     choose_thoroughly,
+    choose_to_squeeze,
     fullness,
     needed_bytes,
 )
@@ -50,6 +51,11 @@ def test_sparse_packs_fill_each_other_up() -> None:
 def test_little_to_gain_is_not_worth_two_requests() -> None:
     assert choose_now_and_then([fill(1, 100_000, 10_000, live=FULL // 2)], FULL) == []
     assert numbers(choose_thoroughly([fill(1, 100_000, 10_000, live=FULL // 2)], FULL)) == [[1]]
+
+
+def test_for_a_full_cloud_the_emptiest_packs_come_first() -> None:
+    packs = [fill(n, FULL, part * FULL // 32) for n, part in enumerate((31, 29, 24, 8, 16, 32))]
+    assert numbers(choose_to_squeeze(packs, FULL)) == [[3, 4], [2], [1]]
 
 
 def test_half_full_packs_wait_for_gc() -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from cuckoo_mount.testing.faulty import write_plan
 from tests.mount.mounting import Mount
 from tests.pool.conftest import MakePool
 from tests.pool.pooling import folder_place, take_inventory
@@ -32,53 +33,71 @@ def wait_for_trouble(mount: Mount) -> str:
     return error
 
 
-def test_no_room_left_and_room_again(tmp_path: Path, make_pool: MakePool) -> None:
-    places = [folder_place(tmp_path / "clouds", name, capacity="5MiB") for name in ("a", "b")]
+FULL: Final[dict[str, object]] = {"calls": ["put"], "match": "/packs/", "action": "full"}
+
+
+def test_clouds_that_are_full_all_of_a_sudden(tmp_path: Path, make_pool: MakePool) -> None:
+    """Somebody else took the room: what was accepted stays here, nothing more is, and deleting ends it."""
+    places = [folder_place(tmp_path / "clouds", name) for name in ("a", "b")]
     mount = make_pool(places, redundancy="2")
     mount.start()
     for number in range(2):
         (mount.path / f"f{number}").write_bytes(content(number))
         mount.sync()
+    for place in places:
+        write_plan(place.plan, FULL)
     (mount.path / "f2").write_bytes(content(2))
-    assert "no room" in wait_for_trouble(mount)
+    assert "full" in wait_for_trouble(mount)
     assert mount.pending()["bytes"] == 2 * MIB
+    assert mount.status()["space"]["free_bytes"] == 0
+    with pytest.raises(OSError, match="No space left"):
+        (mount.path / "f3").write_bytes(content(3))
     mount.evict()
     mount.drop_caches()
     for number in range(3):
         assert (mount.path / f"f{number}").read_bytes() == content(number)
+    for place in places:
+        write_plan(place.plan)
     (mount.path / "f0").unlink()
     mount.cuckoo("gc", "--keep", "1")
+    (mount.path / "f3").write_bytes(content(3))
     mount.sync()
     mount.evict()
     mount.drop_caches()
-    for number in (1, 2):
+    for number in (1, 2, 3):
         assert (mount.path / f"f{number}").read_bytes() == content(number)
     mount.umount()
     inventory = take_inventory(mount)
     assert (inventory.orphans, inventory.dangling, inventory.single) == ([], [], 0)
-    assert all(place.used_bytes() <= 5 * MIB for place in places)
 
 
 def test_one_of_two_is_full(tmp_path: Path, make_pool: MakePool) -> None:
-    """Nobody waits for a second copy that has no place: packs with one are counted."""
-    places = [folder_place(tmp_path / "clouds", "a", capacity="3MiB"), folder_place(tmp_path / "clouds", "b")]
+    """Two copies were asked for, so nothing is accepted that could only have one."""
+    places = [folder_place(tmp_path / "clouds", "a", capacity="6MiB"), folder_place(tmp_path / "clouds", "b")]
     mount = make_pool(places, redundancy="2")
     mount.start()
-    for number in range(3):
+    for number in range(2):
         (mount.path / f"f{number}").write_bytes(content(number))
         mount.sync()
-    status = mount.status()
-    assert status["packs"]["degraded"] == 2
-    assert status["state"] == "degraded"
-    assert mount.cuckoo("status", "--check", check=False).returncode == 3
+    with pytest.raises(OSError, match="No space left"):
+        (mount.path / "f2").write_bytes(content(2))
+    mount.sync()
+    assert mount.status()["packs"]["degraded"] == 0
+    assert "The clouds are full" in mount.cuckoo("status").stdout.decode()
     mount.umount()
-    assert take_inventory(mount).single == 2
+    inventory = take_inventory(mount)
+    assert (inventory.orphans, inventory.single) == ([], 0)
 
 
 def test_sync_tells_of_copies_that_are_missing(tmp_path: Path, make_pool: MakePool) -> None:
     """Done but degraded is status 3, and a line says so (design §4)."""
-    places = [folder_place(tmp_path / "clouds", "a", capacity="1MiB"), folder_place(tmp_path / "clouds", "b")]
+    places = [folder_place(tmp_path / "clouds", name) for name in ("a", "b")]
     mount = make_pool(places, redundancy="2")
     mount.start()
+    write_plan(places[0].plan, FULL)
     (mount.path / "f").write_bytes(content(0))
     assert mount.cuckoo("sync", check=False).returncode == 3
+    status = mount.status()
+    assert status["packs"]["degraded"] == 1
+    assert status["state"] == "degraded"
+    assert mount.cuckoo("status", "--check", check=False).returncode == 3

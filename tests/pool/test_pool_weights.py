@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from cuckoo_mount.multi.health import Condition
+from cuckoo_mount.multi.rooms import SPARE_MIN_BYTES, SPARE_PART
 from cuckoo_mount.testing.faulty import write_plan
 from cuckoo_mount.types import CloudName
 from tests.mount.mounting import Mount
@@ -80,13 +81,16 @@ async def test_a_cloud_fills_up_half_way(tmp_path: Path, full: str) -> None:
 
 
 async def test_a_cloud_reaches_its_capacity(tmp_path: Path) -> None:
-    """All are full at the same time, to within a pack each; then the drive says so."""
+    """All are full at the same time, but for their spare, to within a pack each; then the drive says so."""
     pool = PackPool(tmp_path, "1", weights=WEIGHTS)
     await pool.begin()
-    await pool.store(sum(WEIGHTS.values()) * UNIT_BYTES - 6 * 48 * KIB)
+    await pool.store(pool.multifs.rooms.usable().free_bytes - 6 * 48 * KIB)
     used = pool.used()
     for name, weight in WEIGHTS.items():
-        assert weight * UNIT_BYTES - 6 * 48 * KIB <= used[name] <= weight * UNIT_BYTES
+        capacity = weight * UNIT_BYTES
+        spare = max(min(SPARE_MIN_BYTES, capacity // 4), round(SPARE_PART * capacity))
+        assert capacity - spare - 6 * 48 * KIB <= used[name] <= capacity - spare // 2
+    assert pool.multifs.rooms.usable().free_bytes <= 7 * 48 * KIB
 
 
 async def test_what_is_on_the_way_counts_too(tmp_path: Path) -> None:
