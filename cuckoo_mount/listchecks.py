@@ -1,6 +1,6 @@
 """What is refused when clouds join or leave the drive's list, and with which words.
 
-Used by roster.py.  Pure functions.
+Used by roster.py.  Never waits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from cuckoo_mount.clouds.registry import parse_place
 from cuckoo_mount.cloudsettings import shown_url
 from cuckoo_mount.config import CloudConfig, DriveConfig
 from cuckoo_mount.errors import UsageError
+from cuckoo_mount.metadata.base import Metadata
+from cuckoo_mount.types import CloudName
 
 
 def check_new(cloud: CloudConfig, config: DriveConfig, listed: Collection[str]) -> None:
@@ -40,3 +42,10 @@ def only_there(name: str, packs: int, size_bytes: int) -> str:
         f"cloud {name!r} holds {what} ({size_bytes} bytes) that lie nowhere else; "
         f"give them up with: cuckoo cloud remove {name} --lost"
     )
+
+
+async def removal_plan(metadata: Metadata, cloud: CloudName) -> dict[str, object]:
+    """Return how many packs lie on a cloud, and how many of them nowhere else, with their bytes; JSON-able."""
+    packs, size_bytes = await metadata.only_on(cloud)
+    there, _ = (await metadata.cloud_usage()).get(cloud, (0, 0))
+    return {"packs": there, "lost_packs": packs, "lost_bytes": size_bytes}

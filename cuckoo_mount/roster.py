@@ -37,7 +37,7 @@ from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths
 from cuckoo_mount.config.files import store_clouds, store_redundancy
 from cuckoo_mount.errors import CloudRefused, ConfigurationError, CuckooError, UsageError
 from cuckoo_mount.layers.keys import DriveKeys
-from cuckoo_mount.listchecks import check_new, check_not_listed, only_there
+from cuckoo_mount.listchecks import check_new, check_not_listed, only_there, removal_plan
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.jobs import Trial
 from cuckoo_mount.multi.multifs import MultiFS
@@ -78,8 +78,6 @@ class Roster:
         self.slots: Final = SlotCopies(metadata, multifs, load_slots)
         self.lock: Final = trio.Lock()
         self._apart: dict[CloudName, CloudRow] = {}
-
-    # -- at mount, and every minute --
 
     async def load(self, *, writing: bool = True) -> None:
         """Have the MultiFS know the clouds on the list, and no others.  Those only in the TOML file join by `sign_new`.
@@ -179,8 +177,6 @@ class Roster:
         async with self.lock:
             answers = await gather([partial(self.slots.put, name) for name in self._multifs.names])
         return [str(answer) for answer in answers if isinstance(answer, CuckooError)]
-
-    # -- commands --
 
     async def note_redundancy(self, redundancy: str) -> None:
         """Have `config` and the TOML file say the drive's redundancy.  Raises: ConfigurationError, OSError."""
@@ -311,6 +307,11 @@ class Roster:
         self._apart[row.name] = evolve(row, use=CloudUse.DRAINED)
         await self._put_row(self._apart[row.name])
 
+    async def plan_removal(self, name: str) -> dict[str, object]:
+        """See `removal_plan`.  Raises: UsageError."""
+        self._named(name)
+        return await removal_plan(self._metadata, CloudName(name))
+
     async def remove(self, name: str, *, lost: bool) -> dict[str, object]:
         """Take a cloud off the list.  `lost`: also if some packs lie nowhere else; they cannot be read any more.
 
@@ -354,8 +355,6 @@ class Roster:
         if key not in self._multifs.names:
             await self.sign_new()
         return await try_listed(self._metadata, self._multifs, self._writer, key, self.config.drive_id)
-
-    # -- inside --
 
     def _ids(self) -> dict[bytes, str]:
         """Return the names of all clouds by their ids."""

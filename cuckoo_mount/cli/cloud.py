@@ -228,14 +228,17 @@ def test(name: str, drive: str, as_json: bool) -> int:
 @command.command("remove", epilog="Example:  cuckoo cloud remove usb")
 @click.argument("name", shell_complete=complete_clouds)
 @click.option("--lost", is_flag=True, help="Also if something lies nowhere else: it is lost then.")
+@click.option("--dry-run", is_flag=True, help="Only say what lies there, and what lies nowhere else.")
 @click.option("--yes", is_flag=True, help="Do not ask before something is given up.")
 @common.common_options
-def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
+def remove(name: str, lost: bool, dry_run: bool, yes: bool, drive: str, as_json: bool) -> int:
     """Take the cloud NAME off the drive.  What is stored there stays there; `cuckoo cloud drain` empties it first.
 
     Refused while something lies on no other cloud.
     """
     _named(name, known_config(drive))
+    if dry_run:
+        return _show_removal(run_on_drive(drive, "cloud-remove", name=name, lost=lost, dry_run=True), as_json=as_json)
     if lost:
         common.confirm(f"Files of which something lies only on {name!r} cannot be read any more.  Remove it?", yes=yes)
     result = run_on_drive(drive, "cloud-remove", name=name, lost=lost)
@@ -252,6 +255,17 @@ def remove(name: str, lost: bool, yes: bool, drive: str, as_json: bool) -> int:
     ):
         if count := result.get(key):
             click.echo(f"{count} {one if count == 1 else more}.")
+    return common.DONE
+
+
+def _show_removal(plan: Result, *, as_json: bool) -> int:
+    if as_json:
+        common.print_json(plan)
+        return common.DONE
+    there, alone = plan.get("packs"), plan.get("lost_packs")
+    what = "1 pack lies" if there == 1 else f"{there} packs lie"
+    hint = "; empty it first: cuckoo cloud drain" if alone else ""
+    click.echo(f"{what} on {plan.get('name')!r}, {alone or 'none'} of them nowhere else{hint}.  Nothing was changed.")
     return common.DONE
 
 

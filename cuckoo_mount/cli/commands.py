@@ -73,6 +73,8 @@ async def _cloud_test(drive: Drive, arguments: Arguments) -> Result:
 
 async def _cloud_remove(drive: Drive, arguments: Arguments) -> Result:
     name, lost = _take(arguments, "name", str), _take(arguments, "lost", bool)
+    if arguments.get("dry_run"):
+        return {"name": name, "dry_run": True, **await drive.roster.plan_removal(name)}
     figures = await drive.roster.remove(name, lost=lost)
     log.info("cloud %s removed: %s", name, figures)
     return {"name": name, **figures}

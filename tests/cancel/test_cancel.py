@@ -397,6 +397,7 @@ async def _roster(scene: Scene) -> None:
     await scene.roster.put_slots()
     await scene.roster.note_redundancy("2")
     assert not (await scene.roster.test("extra")).error
+    await scene.roster.plan_removal("extra")
     await scene.roster.remove("extra", lost=True)
 
 
@@ -488,7 +489,7 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _drive: "Drive.send_all Drive.status Drive.degraded_packs Drive.retry_clouds Drive.evict_all"
     " Drive.check_invariants",
     _roster: "Roster.add Roster.change Roster.load Roster.sign_new Roster.put_slots Roster.note_redundancy Roster.test"
-    " Roster.remove",
+    " Roster.plan_removal Roster.remove",
     _use: "Roster.use_as Roster.row Drainer.plan Drainer.begin Drainer.wait",
     _rebalance: "Rebalancer.plan Rebalancer.run PackWriter.wait_until_quiet Collector.delete_dead"
     " Collector.make_room Housekeeper.correct_usage",

@@ -210,6 +210,9 @@ def test_a_dead_cloud_can_be_removed(shell: Shell, base: Path, paths: DrivePaths
         shell.done("cloud", "add", name, base / name)
     (base / "a").rename(base / "gone")
     assert shell("cloud", "test", "a") == 1
+    said = shell.done("cloud", "remove", "a", "--dry-run")
+    assert "0 packs lie on 'a', none of them nowhere else.  Nothing was changed." in said
+    assert list(clouds_in_file(paths)) == ["a", "b"]
     shell.done("cloud", "remove", "a", "--lost", "--yes")
     assert list(clouds_in_file(paths)) == ["b"]
 
