@@ -84,7 +84,9 @@ def test_a_second_look_at_a_tree_asks_for_directories_only(
         assert calls.pop("getattr", 0) <= roots
         assert calls.pop("statfs", 0) <= 1, "find asks what kind of file system it is"
         assert set(calls) == {"opendir", "readdir", "releasedir"}
-        assert calls.total() <= 4 * directories + entries // 50
+        # A folder is given back some time after it was closed: perhaps one of the run before.
+        assert calls["releasedir"] <= 2 * calls["opendir"]
+        assert calls.total() - calls["releasedir"] <= 3 * directories + entries // 50
 
     undisturbed(attempt)
 

@@ -153,7 +153,10 @@ def run(mount: PoolMount, sizes: Sizes, *, clouds: int, parts: float, files: int
     assert (inventory.orphans, inventory.dangling, inventory.intents) == ([], [], 0)
 
 
-@pytest.mark.parametrize(("redundancy", "parts"), [("none", 1.0), ("3+2", 0.6)])
+@pytest.mark.parametrize(
+    ("redundancy", "parts"),
+    [("none", 1.0), pytest.param("3+2", 0.6, marks=[pytest.mark.long, pytest.mark.timeout(600)])],
+)
 def test_clouds_with_a_limit(tmp_path: Path, make_pool: MakePool, redundancy: str, parts: float) -> None:
     places = [folder_place(tmp_path / "clouds", name, capacity=f"{SHORT.cloud}MB") for name in "abcde"]
     mount = make_pool(places, redundancy=redundancy)

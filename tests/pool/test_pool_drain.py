@@ -29,6 +29,7 @@ def assert_nothing_is_missing(mount: PoolMount) -> None:
     assert (inventory.orphans, inventory.dangling, inventory.intents, inventory.single) == ([], [], 0, 0)
 
 
+@pytest.mark.long
 def test_under_load_from_s3(tmp_path: Path, make_pool: MakePool, rclone: S3Server) -> None:
     """Every object goes from a real server's bucket, and `remove` afterwards is a word."""
     with http_proxy(rclone.endpoint_url) as proxy:

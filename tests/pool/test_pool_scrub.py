@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from cuckoo_mount.format import parse_pack_share_name
+from cuckoo_mount.packs.healing import Healer
 from cuckoo_mount.packs.scrubbing import DEEP_PAGE, ScrubRequest
 from cuckoo_mount.preparing import EPOCHS_FOLDER
 from cuckoo_mount.testing.faulty import read_counts, write_plan
@@ -26,6 +27,17 @@ from tests.pool.pooling import OpenedDrive, Place, PoolMount, bring_back, folder
 from tests.pool.threeservers import ThreeServers
 
 pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def nobody_heals_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a scrub finds is not gone before it looks.  Drives that are mounted, as daemons, do heal."""
+
+    async def never(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Healer, "run", never)
+
 
 FILES: Final = 6
 OTHER_REQUESTS: Final = 8
