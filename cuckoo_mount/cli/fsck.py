@@ -38,14 +38,14 @@ def command(repair: bool, dry_run: bool, yes: bool, drive: str, as_json: bool) -
         common.say_error(PROGRAM, "interrupted; what was repaired so far stays")
         return common.INTERRUPTED
     if as_json:
-        common.print_json(_whole(result))
+        common.print_json(whole_result(result))
     else:
         for text in describe(result):
             click.echo(text)
     return common.DONE if result.get("clean") is True else common.UNSENT
 
 
-def _whole(result: Result) -> Result:
+def whole_result(result: Result) -> Result:
     """Return the result with all damaged files: where there are many, a file of the daemon's has them."""
     listed = result.get("damaged_list")
     if not isinstance(listed, str):
