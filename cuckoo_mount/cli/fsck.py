@@ -28,8 +28,9 @@ def command(repair: bool, dry_run: bool, yes: bool, drive: str, as_json: bool) -
     Works beside a mounted drive.  With --repair counts and names are set right; nodes without a name and files with
     lost parts go to /lost+found, where what is left of them can be read; missing shares are made anew.
 
-    Exit status 0: all is well, or is again.  3: something is wrong, is left, or could not be looked at; also files
-    in /lost+found with lost parts, until they are deleted.
+    Exit status 0: all is well, or is again.
+    Exit status 3: something is wrong, is left, or could not be looked at; also as long as there are files with lost
+    parts in /lost+found.
     """
     try:
         with ScrubLine(quiet=as_json) as line:
