@@ -165,9 +165,12 @@ CHECKS: Final = (
     Check(
         Kind.PARENT,
         "I-15: directory (inode, parent) does not lie in its parent under exactly one name",
-        """SELECT i.ino, i.parent FROM inode i WHERE i.mode & 61440 = 16384 AND i.ino <> 1 AND
-        ((SELECT count(*) FROM dentry d JOIN inode p ON p.ino = d.parent WHERE d.ino = i.ino) <> (i.parent <> 0)
-        OR (SELECT count(*) FROM dentry d WHERE d.ino = i.ino AND d.parent = i.parent) <> (i.parent <> 0))""",
+        """SELECT i.ino, i.parent FROM inode i LEFT JOIN (
+            SELECT d.ino, count(p.ino) AS names, sum(d.parent = c.parent) AS there FROM dentry d
+            JOIN inode c ON c.ino = d.ino AND c.mode & 61440 = 16384 LEFT JOIN inode p ON p.ino = d.parent
+            GROUP BY d.ino) n ON n.ino = i.ino
+        WHERE i.mode & 61440 = 16384 AND i.ino <> 1
+        AND (coalesce(n.names, 0) <> (i.parent <> 0) OR coalesce(n.there, 0) <> (i.parent <> 0))""",
     ),
     Check(
         Kind.REACH,

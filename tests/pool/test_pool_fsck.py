@@ -70,7 +70,7 @@ def test_lost_files_are_named_and_moved_on_a_mounted_drive(tmp_path: Path, make_
     lost_packs: set[str] = set()
     for number, name in enumerate(("a.jpg", "b.jpg", "large")):
         before = packs_of(mount.places[0])
-        size = 20 * KIB if number < 2 else 40 * MIB
+        size = 20 * KIB if number < 2 else 18 * MIB
         (folder / name).write_bytes(content(number, size))
         mount.sync()
         if name == "a.jpg":
@@ -81,8 +81,6 @@ def test_lost_files_are_named_and_moved_on_a_mounted_drive(tmp_path: Path, make_
         wanted[name] = content(number, size)
     (folder / "a.jpg").chmod(0o640)
     (folder / "again").hardlink_to(folder / "a.jpg")
-    status, found = fsck(mount)
-    assert (status, found["problems"], found["damaged"], found["orphans"]["objects"]) == (0, [], [], 0)
     assert mount.cuckoo("fsck").stdout == b"The drive is as it should be.\n"
     for place in mount.places:
         for name in packs_of(place):
@@ -143,9 +141,8 @@ def test_lost_files_are_named_and_moved_on_a_mounted_drive(tmp_path: Path, make_
     for name in names:
         (lost / name).unlink()
     mount.sync()
-    assert fsck(mount)[0] == 0
-    mount.cuckoo("gc", "--keep", "1")
-    assert fsck(mount)[0] == 0
+    status, found = fsck(mount)
+    assert (status, found["problems"], found["damaged"], found["orphans"]["objects"]) == (0, [], [], 0)
     assert (folder / "b.jpg").read_bytes() == wanted["b.jpg"]
 
 
@@ -183,7 +180,7 @@ def test_metadata_that_contradict_themselves_are_repaired(tmp_path: Path, make_p
     edit(
         mount,
         "UPDATE version SET refs = refs + 3 WHERE version IN (SELECT version FROM version LIMIT 1)",
-        f"UPDATE inode SET nlink = 4 WHERE ino = {inos['f0']}",
+        f"UPDATE inode SET nlink = 0 WHERE ino = {inos['f0']}",
         f"DELETE FROM dentry WHERE ino = {inos['f1']}",
         "INSERT INTO dentry (parent, name, ino, cookie) VALUES (1, CAST('ghost' AS BLOB), 999999, 888888)",
         f"DELETE FROM version WHERE version IN (SELECT version FROM chunk WHERE ino = {inos['large']} AND idx = 1)",
