@@ -183,7 +183,8 @@ CHECKS: Final = (
         Kind.NAME,
         "I-15: name (directory, name, inode) of a node that does not exist, or in no directory that has a name",
         """SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode i ON i.ino = d.ino
-        LEFT JOIN inode p ON p.ino = d.parent WHERE i.ino IS NULL OR p.ino IS NULL OR p.parent = 0""",
+        LEFT JOIN inode p ON p.ino = d.parent WHERE i.ino IS NULL OR p.ino IS NULL OR p.parent = 0
+        OR p.mode & 61440 <> 16384""",
     ),
     Check(
         Kind.ATTRIBUTE,

@@ -150,7 +150,7 @@ class Repairs(LostFound, Versions):
                 continue
             above = self._db.row("SELECT mode, parent FROM inode WHERE ino = ?", (parent,))
             node = self._db.row("SELECT mode FROM inode WHERE ino = ?", (ino,))
-            if node is None or (above is not None and not is_directory(above[0])):
+            if node is None or parent < ROOT_INODE or (above is not None and not is_directory(above[0])):
                 self._remove_name(InodeNo(parent), name)  # a node without name is found next
             elif above is None:
                 self._make_again(work, parent, stat.S_IFDIR | 0o700, 0)

@@ -29,7 +29,8 @@ _DAMAGED: Final = """
     WHERE v.pack = ? OR (v.version IS NULL AND h.ino IS NULL)
     UNION SELECT ino FROM chunk WHERE version IN (SELECT version FROM temp.lost)"""
 _NAMES: Final = """
-    SELECT d.parent, d.name, d.ino FROM dentry d WHERE d.ino IN (SELECT ino FROM temp.damaged) ORDER BY d.ino"""
+    SELECT d.parent, d.name, d.ino FROM dentry d WHERE d.ino IN (SELECT ino FROM temp.damaged)
+    AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = d.ino AND i.mode & 61440 = 16384) ORDER BY d.ino"""
 _FOLDERS: Final = """
     SELECT d.parent, d.name FROM inode i JOIN dentry d ON d.parent = i.parent AND d.ino = i.ino WHERE i.ino = ?"""
 

@@ -150,6 +150,24 @@ async def test_what_has_no_name_gets_one(
         assert set(await names_in(store, nodes["b"])) >= {b"c"}
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE dentry SET parent = 0 WHERE ino = {c}",
+        "UPDATE dentry SET parent = {linked} WHERE ino = {c}",
+        "UPDATE inode SET mode = 33188 WHERE ino = {b}",
+        "UPDATE chunk SET ino = {c} WHERE ino = {large} AND idx = 2",
+    ],
+)
+async def test_what_lies_where_it_cannot_is_repaired(statement: str, tmp_path: Path) -> None:
+    nodes, store = await damaged(tmp_path / "m", statement, "DELETE FROM held", "DELETE FROM share")
+    async with store:
+        await repair_all(store)
+        await store.set_aside(await store.damaged_names(()), 9)
+        assert await store.check_invariants() == []
+        assert stat.S_ISDIR((await store.get_inode(nodes["c"])).mode)
+
+
 async def test_chunks_that_are_nowhere_are_unreadable(tmp_path: Path) -> None:
     nodes, store = await damaged(
         tmp_path / "m",
