@@ -21,6 +21,7 @@ from cuckoo_mount.draining import Drainer
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
 from cuckoo_mount.errors import ReadOnly
+from cuckoo_mount.fsck import DriveChecker
 from cuckoo_mount.housekeeping import Housekeeper
 from cuckoo_mount.insisting import send_all_insisting
 from cuckoo_mount.layers.keys import DriveKeys
@@ -86,6 +87,7 @@ class Drive:
         collector: Collector,
         engine: EpochEngine,
         scrubber: DriveScrubber,
+        checker: DriveChecker,
         rules: Rules,
         terms: Terms,
         pool: WorkerPool,
@@ -93,6 +95,7 @@ class Drive:
     ) -> None:
         self.roster: Final = roster
         self.scrubber: Final = scrubber
+        self.checker: Final = checker
         self.slots: Final = slots
         self.rules: Final = rules
         self.filesystem: Final = filesystem
@@ -349,6 +352,7 @@ async def open_drive(
             _refuse(filesystem, cache, "it is mounted read-only")
         housekeeper = Housekeeper(roster, metadata, multifs, cache, collector, engine, writing=terms.writing)
         scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
+        checker = DriveChecker(metadata, multifs, cache, filesystem, scrubber, config.drive_id, paths.state)
         rules = Rules(metadata, multifs, roster, policies, durability)
         drive = Drive(
             roster,
@@ -361,6 +365,7 @@ async def open_drive(
             collector,
             engine,
             scrubber,
+            checker,
             rules,
             terms,
             pool,

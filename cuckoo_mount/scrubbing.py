@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
@@ -39,6 +39,7 @@ class ScrubbedDrive:
     def as_document(self) -> dict[str, object]:
         """Return it for `scrub --json` (docs/operations.md)."""
         found = asdict(self.packs)
+        del found["unreadable"]  # numbers that say nothing to anybody outside
         silent = [{"name": name, "error": error} for name, error in found.pop("silent").items()]
         return {
             "deep": self.request.deep,
@@ -69,7 +70,7 @@ class DriveScrubber:
         """Scrub everything; see `Scrubber.scrub` and `EpochScrubber.scrub`."""
         packs = await self._packs.scrub(request)
         epochs = await self._epochs.scrub(deep=request.deep, dry_run=request.dry_run)
-        log.info("scrubbed: %s, %s", packs, epochs)
+        log.info("scrubbed: %s, %s", evolve(packs, unreadable=()), epochs)
         return ScrubbedDrive(request, packs, epochs)
 
 

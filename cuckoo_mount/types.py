@@ -27,6 +27,8 @@ CloudName = NewType("CloudName", str)
 """The name the user gave to a cloud; unique within a drive."""
 
 ROOT_INODE: Final = InodeNo(1)
+LOST_PACK: Final = PackNo(0)
+"""No real pack has this number.  It has no shares: what is in it cannot be read."""
 CHUNK_SIZE_BYTES: Final = 1 << 20
 """Size of every chunk but a file's last one.  Part of the on-cloud format: never changes within a drive."""
 PACK_SIZE_BYTES: Final = 16 << 20

@@ -146,6 +146,10 @@ class ChunkCache:
         if writing and not state.writers:
             self._checkpointer.settle(state.ino)
 
+    def is_known(self, ino: InodeNo) -> bool:
+        """Whether something of a file's rows is in memory: it is open, or has changes that are not in them yet."""
+        return ino in self._content.states
+
     def has_writers(self, ino: InodeNo) -> bool:
         """Whether somebody has a file open for writing."""
         state = self._content.states.get(ino)

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
+from cuckoo_mount.errors import DataUnavailable
 from cuckoo_mount.types import (
     CHUNK_SIZE_BYTES,
     ChunkIndex,
@@ -121,7 +122,7 @@ class Slot:
 
 
 def slot_from_row(row: ChunkRow, unverified_tick: int) -> Slot:
-    """Return the slot of a chunk as committed."""
+    """Return the slot of a chunk as committed.  Raises: DataUnavailable when the metadata is damaged."""
     base = None
     if row.partial is not None and row.base_location is not None:
         base = Base(row.partial.base, row.base_location, row.partial.base_bytes, list(row.partial.ranges))
@@ -129,7 +130,8 @@ def slot_from_row(row: ChunkRow, unverified_tick: int) -> Slot:
     if held is not None:
         length = held.length_bytes
     else:
-        assert row.location is not None, f"I-1: version {row.version} is nowhere"
+        if row.location is None:
+            raise DataUnavailable(f"version {row.version} is stored nowhere (I-1); `cuckoo fsck --repair`")
         length = row.location.plain_bytes
     return Slot(
         version=row.version,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 import trio
 from attrs import asdict
 
-from cuckoo_mount.cli import keyhandlers, movehandlers, scrubhandlers
+from cuckoo_mount.cli import fsckhandlers, keyhandlers, movehandlers, scrubhandlers
 from cuckoo_mount.config.files import cloud_of_document
 from cuckoo_mount.config.records import CloudConfig
 from cuckoo_mount.errors import CloudError, UsageError
@@ -105,6 +105,7 @@ DRIVE_COMMANDS: Final[dict[str, Handler]] = {
     "cloud-remove": _cloud_remove,
     "cloud-set": _cloud_set,
     "cloud-test": _cloud_test,
+    "fsck": fsckhandlers.fsck,
     "gc": _gc,
     "set": _set_drive,
     "rebalance": movehandlers.rebalance,
@@ -113,6 +114,7 @@ DRIVE_COMMANDS: Final[dict[str, Handler]] = {
 }
 PROGRESS: Final[dict[str, Callable[[Drive, Arguments], Result]]] = {
     "cloud-drain": movehandlers.drain_progress,
+    "fsck": fsckhandlers.progress,
     "rebalance": movehandlers.rebalance_progress,
     "scrub": scrubhandlers.progress,
 }

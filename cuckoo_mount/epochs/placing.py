@@ -8,15 +8,11 @@ has its place in the epoch and nowhere else; replay counts references anew and r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from cuckoo_mount.format import DIGEST_BYTES, ID_BYTES
 from cuckoo_mount.metadata.catalogue import share_length_bytes
 from cuckoo_mount.metadata.records import JournalRecord
-from cuckoo_mount.types import ChunkIndex, DirtyChunk, InodeNo, Location, PackRow, VersionNo
-
-LOST_PACK: Final = 0
-"""No real pack has this number.  It has no shares: what is in it cannot be read."""
+from cuckoo_mount.types import LOST_PACK, ChunkIndex, DirtyChunk, InodeNo, Location, PackRow, VersionNo
 
 
 def chunk_record(ino: InodeNo, index: ChunkIndex, version: VersionNo) -> JournalRecord:

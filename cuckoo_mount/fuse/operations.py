@@ -28,6 +28,7 @@ from cuckoo_mount.types import NAME_MAX_BYTES, Inode, InodeNo
 
 log = logging.getLogger(__name__)
 DIRECTORY_BATCH: Final = 256
+STALE_MAX: Final = 10_000
 _KNOWN_RENAME_FLAGS: Final = int(pyfuse3.RENAME_NOREPLACE) | int(pyfuse3.RENAME_EXCHANGE)
 _FRAGMENT: Final = 4096
 _MANY_INODES: Final = 1 << 32
@@ -67,8 +68,9 @@ class Operations(pyfuse3.Operations):
         self.upcalls = Upcalls()
         self.pusher: Final = Pusher(filesystem, self.upcalls)
         self._note_read = self.pusher.note_read if options.pushing else _note_nothing
-        self._stale, self._stale_receiver = trio.open_memory_channel[InodeNo](1000)
+        self._stale, self._stale_receiver = trio.open_memory_channel[InodeNo | tuple[InodeNo, bytes]](STALE_MAX)
         filesystem.on_attributes_stale = self._note_stale
+        filesystem.on_name_stale = lambda parent, name: self._note_stale((parent, name))
 
     def _shown(self, inode: Inode) -> pyfuse3.EntryAttributes:
         is_written = not inode.chunk_count and self._fs.is_written(inode.ino)
@@ -79,22 +81,24 @@ class Operations(pyfuse3.Operations):
         if not self._options.xattrs:
             raise NotImplementedHere("mounted with noxattr")
 
-    def _note_stale(self, ino: InodeNo) -> None:
+    def _note_stale(self, what: InodeNo | tuple[InodeNo, bytes]) -> None:
         try:
-            self._stale.send_nowait(ino)
+            self._stale.send_nowait(what)
         except trio.WouldBlock:
-            log.warning("the kernel is not told that attributes of inode %d changed: too many at once", ino)
+            log.warning("the kernel is not told of a change of %s: too many at once", what)
 
     async def run_notifier(self) -> None:
         """Tell the kernel of changes it did not make, until cancelled.  From a thread: the call may wait for
         handlers."""
-        async for ino in self._stale_receiver:
+        async for what in self._stale_receiver:
+            if isinstance(what, tuple):
+                call = partial(pyfuse3.invalidate_entry, pyfuse3.InodeT(what[0]), pyfuse3.FileNameT(what[1]))
+            else:
+                call = partial(pyfuse3.invalidate_inode, pyfuse3.InodeT(what), attr_only=True)
             try:
-                await trio.to_thread.run_sync(
-                    pyfuse3.invalidate_inode, pyfuse3.InodeT(ino), True, abandon_on_cancel=True
-                )
+                await trio.to_thread.run_sync(call, abandon_on_cancel=True)
             except OSError as error:
-                log.debug("inode %d: the kernel does not know it: %s", ino, error)
+                log.debug("%s: the kernel does not know it: %s", what, error)
 
     @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: Context) -> pyfuse3.EntryAttributes:

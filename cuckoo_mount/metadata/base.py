@@ -9,14 +9,17 @@ Names are bytes and already validated.  Times are nanoseconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from cuckoo_mount.metadata.basecontent import ContentMetadata
 from cuckoo_mount.metadata.basenames import NameMetadata
 from cuckoo_mount.metadata.basepacks import PackMetadata
+from cuckoo_mount.metadata.counters import Row
 from cuckoo_mount.metadata.cut import Cut
-from cuckoo_mount.metadata.records import JournalRecord, MetadataStatistics
+from cuckoo_mount.metadata.problems import Kind, Problem
+from cuckoo_mount.metadata.records import DamagedName, JournalRecord, MetadataStatistics, Repaired
+from cuckoo_mount.types import InodeNo, VersionNo
 
 
 class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
@@ -99,6 +102,29 @@ class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
 
     async def check_invariants(self) -> list[str]:
         """Return one line per violated invariant of docs/invariants.md (I-1 … I-…); empty when all hold."""
+
+    async def find_problems(self) -> list[Problem]:
+        """Return what is wrong in the tables, also what `check_invariants` names.  Checkpoint; reads every row.
+
+        In threads, from what was committed, so that nobody waits for it.  Raises: MetadataError.
+        """
+
+    async def damaged_names(self, versions: Collection[VersionNo]) -> list[DamagedName]:
+        """Return every name of every file with a chunk that cannot be read, by inode: in one of `versions`, in pack 0,
+        or with a version that is neither stored nor held dirty.  Checkpoint; as `find_problems`.
+        """
+
+    async def repair(
+        self, kind: Kind, rows: Sequence[Row], *, now_ns: int, is_used: Callable[[InodeNo], bool] = lambda ino: False
+    ) -> Repaired:
+        """Repair what a problem of `find_problems` named, as far as it is still so, in one change.
+
+        Some hundred rows at a time: it reads all names for them.  Nodes without a name get one in /lost+found.
+        `is_used`: files whose chunk rows are left as they are, because somebody works with them.
+        """
+
+    async def set_aside(self, names: Sequence[DamagedName], now_ns: int) -> Repaired:
+        """Move names that still are what they were into /lost+found, in one change; their paths stay readable there."""
 
     async def aclose(self) -> None:
         """Make durable and close, even if that fails; may be called twice."""

@@ -88,7 +88,10 @@ class NameMetadata(Protocol):
         """
 
     async def orphans(self) -> list[InodeNo]:
-        """Return every node with nlink 0: still open somewhere, or left by a crash."""
+        """Return every node with nlink 0: still open somewhere, or left by a crash.
+
+        Not one that has a name all the same: its number of names is wrong, and fsck sets it right.
+        """
 
     async def purge_inode(self, ino: InodeNo) -> None:
         """Remove a node with nlink 0 and all that belongs to it: its versions die when nothing else names them."""

@@ -30,7 +30,7 @@ _LIST: Final = (
     f"SELECT d.cookie, d.name, {_QUALIFIED} FROM dentry d JOIN inode i ON i.ino = d.ino"
     " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?"
 )
-_INSERT_INODE: Final = f"INSERT INTO inode ({INODE_COLUMNS}, parent) VALUES ({', '.join('?' * 13)})"
+INSERT_INODE: Final = f"INSERT INTO inode ({INODE_COLUMNS}, parent) VALUES ({', '.join('?' * 13)})"
 
 
 class Names(Nodes):
@@ -62,18 +62,7 @@ class Names(Nodes):
         if directory and links >= LINK_MAX:
             raise TooManyLinks(f"directory {parent} has {links} links")
         with self._db.change:
-            ino = InodeNo(self._db.take("inode"))
-            self._put_name(parent, name, ino)
-            size, links, now = len(node.target or b""), 2 if directory else 1, node.now_ns
-            row = (ino, node.mode, node.uid, node.gid, node.rdev, links, size, now, now, now, now, 0)
-            self._db.run(_INSERT_INODE, (*row, parent if directory else 0))
-            if node.target is not None:
-                self._db.run("INSERT INTO symlink (ino, target) VALUES (?, ?)", (ino, node.target))
-            for key, value in node.xattrs.items():
-                self._put_xattr(ino, key, value)
-            self._stamp(parent, now, 1 if directory else 0)
-            self._db.counters.inodes += 1
-        return Inode(*row)
+            return self._make_node(parent, name, node)
 
     async def add_link(self, ino: InodeNo, parent: InodeNo, name: bytes, now_ns: int) -> Inode:
         node = self._inode(ino)
@@ -109,7 +98,23 @@ class Names(Nodes):
             self._stamp(parent, now_ns, -1)
             return self._bury_directory(node.ino, now_ns)
 
-    # -- shared with renames.py; all but the checks are part of the caller's change --
+    # -- shared with renames.py and repairs.py; all but the checks are part of the caller's change --
+
+    def _make_node(self, parent: InodeNo, name: bytes, node: NewNode) -> Inode:
+        """Make a node and its name.  Raises: AlreadyExists."""
+        directory = is_directory(node.mode)
+        ino = InodeNo(self._db.take("inode"))
+        self._put_name(parent, name, ino)
+        size, links, now = len(node.target or b""), 2 if directory else 1, node.now_ns
+        row = (ino, node.mode, node.uid, node.gid, node.rdev, links, size, now, now, now, now, 0)
+        self._db.run(INSERT_INODE, (*row, parent if directory else 0))
+        if node.target is not None:
+            self._db.run("INSERT INTO symlink (ino, target) VALUES (?, ?)", (ino, node.target))
+        for key, value in node.xattrs.items():
+            self._put_xattr(ino, key, value)
+        self._stamp(parent, now, 1 if directory else 0)
+        self._db.counters.inodes += 1
+        return Inode(*row)
 
     def _directory(self, ino: InodeNo) -> int:
         """Return the nlink of a directory, 0 if it was removed.  Raises: NotADirectory, StaleInode."""

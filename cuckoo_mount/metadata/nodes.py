@@ -15,6 +15,7 @@ from cuckoo_mount.types import Inode, InodeChanges, InodeNo
 
 INODE_COLUMNS: Final = "ino, mode, uid, gid, rdev, nlink, size, atime, mtime, ctime, btime, chunks"
 """In the order of `Inode`'s fields."""
+_ORPHANS: Final = "SELECT ino FROM inode WHERE nlink = 0 AND ino NOT IN (SELECT ino FROM dentry) ORDER BY ino"
 GET_INODE: Final = f"SELECT {INODE_COLUMNS} FROM inode WHERE ino = ?"
 
 
@@ -77,7 +78,7 @@ class Nodes(Part):
             return self._change(ino, changes)
 
     async def orphans(self) -> list[InodeNo]:
-        return [InodeNo(ino) for (ino,) in self._db.rows("SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino")]
+        return [InodeNo(ino) for (ino,) in self._db.rows(_ORPHANS)]
 
     def _inode(self, ino: InodeNo) -> Inode:
         """Return the node.  Raises: StaleInode."""

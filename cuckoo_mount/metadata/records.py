@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from attrs import Factory, frozen
 
-from cuckoo_mount.types import Inode
+from cuckoo_mount.types import Inode, InodeNo
 
 
 @frozen(slots=True, kw_only=True)
@@ -59,3 +59,26 @@ class MetadataStatistics:
     outbox_rows: int
     commits: int
     syncs: int
+
+
+@frozen(slots=True)
+class DamagedName:
+    """A name of a file with a chunk that cannot be read.  `path`: from the root of the drive."""
+
+    parent: InodeNo
+    name: bytes
+    ino: InodeNo
+    path: bytes
+
+
+@frozen(slots=True)
+class Repaired:
+    """What a repair did.  `rows`: how many of those asked for; `moved`: (old path, new path) of files set aside.
+
+    `names`: (directory, name) that are there now or are no more; `nodes`: those whose attributes changed.
+    """
+
+    rows: int
+    names: tuple[tuple[InodeNo, bytes], ...] = ()
+    nodes: tuple[InodeNo, ...] = ()
+    moved: tuple[tuple[bytes, bytes], ...] = ()

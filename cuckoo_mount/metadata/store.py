@@ -30,6 +30,7 @@ from cuckoo_mount.metadata.losses import Losses
 from cuckoo_mount.metadata.migrations import check_identity, make_schema, migrate
 from cuckoo_mount.metadata.records import MetadataStatistics
 from cuckoo_mount.metadata.renames import Renames
+from cuckoo_mount.metadata.repairs import Repairs
 from cuckoo_mount.metadata.trouble import metadata_trouble
 from cuckoo_mount.types import ROOT_INODE
 
@@ -56,10 +57,11 @@ class StoreOptions:
 DEFAULT_OPTIONS: Final = StoreOptions()
 
 
-class SqliteMetadata(Renames, Content, Losses, CloudRows, Journal, Checks):
+class SqliteMetadata(Renames, Content, Losses, Repairs, CloudRows, Journal, Checks):
     """One open store; see `Metadata` for every method.  Also an async context manager that ends with `aclose`.
 
-    Nothing but `make_durable`, `aclose` checkpoints.  All raise MetadataError after a failure (database.py).
+    Nothing but `make_durable`, `aclose`, and what reads in threads (checks.py) checkpoints.  All raise MetadataError
+    after a failure (database.py).
     """
 
     async def commit(self) -> bool:

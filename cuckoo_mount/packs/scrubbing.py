@@ -12,6 +12,7 @@ by then, death is final, and a dead pack is no concern.  `drop_shares` looks onc
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -52,12 +53,16 @@ LOST_VERSIONS: Final = 500
 
 @frozen(slots=True, kw_only=True)
 class ScrubRequest:
-    """What is asked for.  `restart`: not from where a deep one ended; `dry_run`: change nothing, heal nothing."""
+    """What is asked for.  `restart`: not from where a deep one ended; `dry_run`: change nothing, heal nothing.
+
+    `thorough`: name all versions that cannot be read, however long it takes to try (`Scrubbed.unreadable`).
+    """
 
     deep: bool = False
     restart: bool = False
     dry_run: bool = False
     heal: bool = True
+    thorough: bool = False
 
 
 @frozen(slots=True, kw_only=True)
@@ -67,7 +72,8 @@ class Scrubbed:
     `checked`: listed, or read if deep; `unchecked`: on clouds that did not answer (`silent`, with the reason).
     `repaired` of those `missing` or `damaged`: their pack was written anew; `left`: the others.  `degraded`: packs with
     too few shares in the end.  `lost`: packs of which something cannot be read from any cloud now, and `paths` (some
-    of) the files that this is about.  `resumed`: a deep one went on where the last one ended.
+    of) the files that this is about.  `resumed`: a deep one went on where the last one ended.  `unreadable`: the
+    versions in lost packs that cannot be read; all of them only when asked for.
     """
 
     checked: int
@@ -82,6 +88,7 @@ class Scrubbed:
     paths: tuple[str, ...]
     silent: dict[CloudName, str]
     resumed: bool
+    unreadable: tuple[VersionNo, ...] = ()
 
 
 @frozen(slots=True)
@@ -318,7 +325,8 @@ class _Run:
                 repaired += finding.bad
             elif finding.is_lost:
                 lost.append(pack)
-        paths = await self._paths(lost)
+        unreadable = await self._unreadable(lost)
+        found = await self._metadata.paths_of(unreadable[:LOST_VERSIONS], LOST_PATHS)
         left = self._bad() - repaired
         if not self._request.dry_run:
             gone = await self._metadata.local_settings(SCRUB_PREFIX) if self._request.deep else ()
@@ -335,25 +343,30 @@ class _Run:
             healed_packs=healed_packs,
             degraded=await self._metadata.degraded_packs(),
             lost=len(lost),
-            paths=tuple(paths),
+            paths=tuple(path.decode("utf-8", "backslashreplace") for path in found),
             silent=dict(self._examiner.silent),
             resumed=self._resumed,
+            unreadable=tuple(unreadable),
         )
 
     async def _living(self, number: PackNo) -> PackRow | None:
         (pack,) = await self._metadata.packs(1, after=PackNo(number - 1)) or (None,)
         return pack if pack is not None and pack.number == number and not pack.dead else None
 
-    async def _paths(self, lost: Sequence[PackRow]) -> list[str]:
-        """Return some of the files that cannot be read whole any more."""
+    async def _unreadable(self, lost: Sequence[PackRow]) -> list[VersionNo]:
+        """Return the versions in these packs that cannot be read any more; some of them, if not asked for all."""
         gone: list[VersionNo] = []
-        readable_until_s = trio.current_time() + LOST_LOOK_S
+        thorough = self._request.thorough
+        readable_until_s = math.inf if thorough else trio.current_time() + LOST_LOOK_S
         for pack in lost:
+            missing = self._found[pack.number].missing >= {share.share for share in pack.shares}
             for version in await self._metadata.versions_in(pack.number):
-                if len(gone) < LOST_VERSIONS and not await self._is_readable(version, readable_until_s):
+                if (thorough or len(gone) < LOST_VERSIONS) and (
+                    missing or not await self._is_readable(version, readable_until_s)
+                ):
                     gone.append(version.chunk.version)
-        found = await self._metadata.paths_of(gone, LOST_PATHS)
-        return [path.decode("utf-8", "backslashreplace") for path in found]
+            await trio.lowlevel.checkpoint()
+        return gone
 
     async def _is_readable(self, version: StoredVersion, until_s: float) -> bool:
         """Return whether a chunk of a lost pack can be read; after `until_s` it is taken for lost like its pack."""

@@ -87,6 +87,8 @@ class PartedFS:
         """Whether reading moves atime, as relatime does."""
         self.on_attributes_stale: Callable[[InodeNo], None] = lambda ino: None
         """Called when attributes are no longer what callers were told, for another reason than what they asked for."""
+        self.on_name_stale: Callable[[InodeNo, bytes], None] = lambda parent, name: None
+        """Called when a name in a directory came, went or changed by itself: by a repair."""
 
     def refuse_writes(self, reason: str) -> None:
         """Let every call that changes names, attributes or content raise ReadOnly(reason) from now on; reads go on.

@@ -27,6 +27,7 @@ from cuckoo_mount.draining import Drainer
 from cuckoo_mount.drive import Drive
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.format import identity_name
+from cuckoo_mount.fsck import DriveChecker
 from cuckoo_mount.housekeeping import Housekeeper
 from cuckoo_mount.layers.keyslots import Passphrase
 from cuckoo_mount.multi.multifs import MultiFS
@@ -52,7 +53,7 @@ pytestmark = [pytest.mark.slow]
 
 PARTS: Final = (
     *(PartedFS, Tree, ChunkCache, PackWriter, PackReader, Collector, MultiFS, EpochEngine, Drive, Roster, Rules),
-    *(DriveSlots, Drainer, Rebalancer, DriveScrubber, Housekeeper),
+    *(DriveSlots, Drainer, Rebalancer, DriveScrubber, DriveChecker, Housekeeper),
 )
 NOT_CANCELLED: Final = {
     "ChunkCache.running": "a context manager; its end is cancelled whenever a drive closes",
@@ -440,6 +441,16 @@ async def _scrub(scene: Scene) -> None:
     await scene.drive.scrubber.last()
 
 
+async def _fsck(scene: Scene) -> None:
+    """With a share gone each time."""
+    with trio.CancelScope(shield=True):
+        await scene.opened.sync()
+    place = scene.mount.places[scene.counter % 3]
+    if names := sorted(place.packs()):
+        place.delete(names[0])
+    await scene.drive.checker.as_document(await scene.drive.checker.check(repair=True))
+
+
 async def _examine(scene: Scene) -> None:
     name = identity_name(scene.drive.config.drive_id)
     await scene.multifs.examine(CloudName("a"), jobs.get, name, deadline_s=10)
@@ -494,6 +505,7 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _rebalance: "Rebalancer.plan Rebalancer.run PackWriter.wait_until_quiet Collector.delete_dead"
     " Collector.make_room Housekeeper.correct_usage",
     _scrub: "DriveScrubber.scrub DriveScrubber.last",
+    _fsck: "DriveChecker.check DriveChecker.as_document",
     _examine: "MultiFS.examine MultiFS.read_object",
     _rules: "Rules.set_durability Rules.set_redundancy",
     _slots: "DriveSlots.ensure_recovery DriveSlots.objects DriveSlots.note_recovery_key_shown"
@@ -503,7 +515,7 @@ OPERATIONS: Final[dict[Operation, str]] = {
 
 STRIDES: Final[dict[Operation, int]] = {
     **{_collect: 40, _epoch: 9, _drive: 9, _roster: 9, _use: 9},
-    **{_rebalance: 15, _scrub: 25},
+    **{_rebalance: 15, _scrub: 25, _fsck: 40},
 }
 """In the short form only every so-manieth step is tried."""
 

@@ -41,7 +41,7 @@ def cuckoo_mount(*arguments: str) -> int:
     [
         pytest.param(["nix"], 2, "there is no command 'nix'; there are: mount, status", id="command"),
         pytest.param(["stauts"], 2, "did you mean status?", id="misspelt"),
-        pytest.param(["fsck"], 2, "fsck comes with a later release", id="later"),
+        pytest.param(["fsck"], 2, "there is no drive 'default' here", id="fsck"),
         pytest.param(["status", "--nix"], 2, "--nix", id="option"),
         pytest.param(["status", "more"], 2, "more", id="argument"),
         pytest.param(["status", "--watch", "--json"], 2, "--watch is for people", id="watch-json"),
