@@ -348,7 +348,9 @@ async def open_drive(
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
         housekeeper = Housekeeper(roster, metadata, multifs, cache, collector, engine, writing=terms.writing)
-        scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
+        scrubber = open_scrubber(
+            *(metadata, multifs, reader, collector, joining, engine, roster.slots), writing=terms.writing
+        )
         rules = Rules(metadata, multifs, roster, policies, durability)
         drive = Drive(
             roster,
