@@ -104,9 +104,7 @@ class SlotCopies:
 
     async def _read(self, cloud: CloudName, slot: str, data: bytes) -> None:
         """Raises: CloudMissing, CloudCorrupt when it is not there, or not as it should be; other CloudErrors."""
-        found = await self._multifs.read_object(
-            cloud, jobs.get, slot, deadline_s=SLOT_DEADLINE_S, bytes_down=len(data)
-        )
+        found = await self._multifs.read_object(cloud, jobs.get, slot, deadline_s=SLOT_DEADLINE_S, bytes_down=len(data))
         if found != data:
             raise CloudCorrupt("its bytes are not those that were stored", cloud=cloud, name=slot)
 

@@ -127,7 +127,9 @@ class Stock:
         kind = kind_of(name)
         valid = [there[other] for there in self.objects.values() for other in sorted(there) if kind_of(other) == kind]
         mine = [old for old in self.past[name] if old != data]
-        older = [old for other in sorted(self.past) if other < name and kind_of(other) == kind for old in self.past[other]]
+        older = [
+            old for other in sorted(self.past) if other < name and kind_of(other) == kind for old in self.past[other]
+        ]
         others = [*older, *mine] if which == "old" else valid
         found = [other for other in others if other != data] or [other for other in valid if other != data]
         found = found or [old for past in self.past.values() for old in past if old != data]

@@ -348,7 +348,8 @@ def older_clouds(stock: Stock) -> Mapping[str, Mapping[str, bytes]]:
     names = epochs_of(stock)
     gone = {names[max(names)], names[max(names) - 1]}
     return {
-        place: {name: data for name, data in there.items() if name not in gone} for place, there in stock.objects.items()
+        place: {name: data for name, data in there.items() if name not in gone}
+        for place, there in stock.objects.items()
     }
 
 
