@@ -1,6 +1,7 @@
 """The key slots on the clouds: every cloud has a copy of each, and of none that no longer counts.
 
-Used by roster.py, and by the drive's scrub.  Loop only.  What was put where is noted on this machine, so that a mount asks nobody.
+Used by roster.py, and by the drive's scrub.  Loop only.  What was put where is noted on this machine, so that a mount
+asks nobody.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from attrs import frozen
 
 from cuckoo_mount.clouds import jobs
-from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing, CuckooError
+from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.requests import gather

@@ -28,8 +28,8 @@ from tests.pool.threeservers import ThreeServers
 pytestmark = [pytest.mark.slow]
 
 FILES: Final = 6
-OTHER_REQUESTS: Final = 8
-"""Of one cloud: drive.json before and after its listing, once for the epochs, and theirs with the claims."""
+OTHER_REQUESTS: Final = 9
+"""Of one cloud: drive.json before and after its listing, once for the epochs, theirs with the claims, its key slot."""
 DEEP: Final = ScrubRequest(deep=True)
 LISTING: Final = ScrubRequest()
 
