@@ -447,10 +447,10 @@ def bad_ones(document: Mapping[str, Any]) -> int:
     return sum(found["missing"] + found["damaged"] for found in (document, document["epochs"], document["keys"]))
 
 
-async def test_a_harmed_drive_json_is_named(drive: Stock) -> None:
+async def test_a_harmed_drive_json_is_named(drive: Stock, request: pytest.FixtureRequest) -> None:
     """That cloud is none of the drive's until somebody looks after it; nothing there is taken for lost."""
     place, count = drive.mount.places[0], 0
-    for case in one_cloud(drive, "drive.json", place=place):
+    for case in sample(one_cloud(drive, "drive.json", place=place), count_of(request, 4)):
         reset(drive)
         drive.do(case)
         async with drive.mount.opened() as opened:
@@ -465,7 +465,7 @@ async def test_a_harmed_drive_json_is_named(drive: Stock) -> None:
             assert [silent["name"] for silent in as_records(found["silent"])] == [place.name], case
             assert (found["missing"], found["damaged"], found["whole"]) == (0, 0, False), case
     print(f"{count} cases")
-    assert count >= 6
+    assert count >= 2
 
 
 def says_the_same(left: bytes | None, whole: bytes) -> bool:
