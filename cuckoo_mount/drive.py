@@ -351,26 +351,13 @@ async def open_drive(
             # Not even an access time may move: a change of its own would keep this copy from following the clouds.
             _refuse(filesystem, cache, "it is mounted read-only")
         housekeeper = Housekeeper(roster, metadata, multifs, cache, collector, engine, writing=terms.writing)
-        scrubber = open_scrubber(metadata, multifs, reader, collector, joining, engine, writing=terms.writing)
+        scrubber = open_scrubber(
+            *(metadata, multifs, reader, collector, joining, engine, roster.slots), writing=terms.writing
+        )
         checker = DriveChecker(metadata, multifs, cache, filesystem, scrubber, config.drive_id, paths.state)
         rules = Rules(metadata, multifs, roster, policies, durability)
-        drive = Drive(
-            roster,
-            slots,
-            metadata,
-            multifs,
-            cache,
-            filesystem,
-            housekeeper,
-            collector,
-            engine,
-            scrubber,
-            checker,
-            rules,
-            terms,
-            pool,
-            writer,
-        )
+        parts = (roster, slots, metadata, multifs, cache, filesystem, housekeeper, collector, engine, scrubber)
+        drive = Drive(*parts, checker, rules, terms, pool, writer)
         async with cache.running(), trio.open_nursery() as nursery:
             nursery.start_soon(housekeeper.run)
             if terms.writing:

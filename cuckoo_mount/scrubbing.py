@@ -1,4 +1,4 @@
-"""One scrub of a drive: its epochs, its packs, healing, and what is left in the end.
+"""One scrub of a drive: its packs, healing, its epochs, its key slots, and what is left in the end.
 
 Used by drive.py.  For one trio loop.
 """
@@ -17,6 +17,7 @@ from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.collecting import Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.scrubbing import Scrubbed, Scrubber, ScrubRequest
+from cuckoo_mount.slotcopies import ScrubbedSlots, SlotCopies
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,14 @@ class ScrubbedDrive:
     request: ScrubRequest
     packs: Scrubbed
     epochs: ScrubbedEpochs
+    keys: ScrubbedSlots
 
     @property
     def is_whole(self) -> bool:
         """Whether every cloud was looked at, and all that the drive wants to be there is there now."""
-        packs, epochs = self.packs, self.epochs
+        packs, epochs, keys = self.packs, self.epochs, self.keys
         left = packs.unchecked + packs.left + packs.degraded + packs.lost + epochs.unchecked + epochs.left
-        return not left and not packs.silent
+        return not left and not packs.silent and not keys.unchecked and not keys.left
 
     def as_document(self) -> dict[str, object]:
         """Return it for `scrub --json` (docs/operations.md)."""
@@ -48,15 +50,17 @@ class ScrubbedDrive:
             **found,
             "silent": silent,
             "epochs": asdict(self.epochs),
+            "keys": asdict(self.keys),
         }
 
 
 class DriveScrubber:
     """Scrubs one drive."""
 
-    def __init__(self, packs: Scrubber, epochs: EpochScrubber) -> None:
+    def __init__(self, packs: Scrubber, epochs: EpochScrubber, slots: SlotCopies) -> None:
         self._packs = packs
         self._epochs = epochs
+        self._slots = slots
 
     def progress(self) -> dict[str, object]:
         """Return how far the scrub is that runs now: `phase`, `checked`, `total`, `bad`."""
@@ -67,11 +71,12 @@ class DriveScrubber:
         return await self._packs.last()
 
     async def scrub(self, request: ScrubRequest) -> ScrubbedDrive:
-        """Scrub everything; see `Scrubber.scrub` and `EpochScrubber.scrub`."""
+        """Scrub everything; see `Scrubber.scrub`, `EpochScrubber.scrub` and `SlotCopies.scrub`."""
         packs = await self._packs.scrub(request)
         epochs = await self._epochs.scrub(deep=request.deep, dry_run=request.dry_run)
-        log.info("scrubbed: %s, %s", evolve(packs, unreadable=()), epochs)
-        return ScrubbedDrive(request, packs, epochs)
+        keys = await self._slots.scrub(dry_run=request.dry_run)
+        log.info("scrubbed: %s, %s, %s", evolve(packs, unreadable=()), epochs, keys)
+        return ScrubbedDrive(request, packs, epochs, keys)
 
 
 def open_scrubber(
@@ -81,6 +86,7 @@ def open_scrubber(
     collector: Collector,
     joining: Joining,
     engine: EpochEngine,
+    slots: SlotCopies,
     *,
     writing: bool,
 ) -> DriveScrubber:
@@ -90,4 +96,4 @@ def open_scrubber(
         *(metadata, multifs, reader, collector, joining.keys, joining.drive_id),
         refusal=lambda: read_only or engine.refused,
     )
-    return DriveScrubber(packs, EpochScrubber(engine, joining, multifs))
+    return DriveScrubber(packs, EpochScrubber(engine, joining, multifs), slots)

@@ -1,18 +1,23 @@
 """The key slots on the clouds: every cloud has a copy of each, and of none that no longer counts.
 
-Used by roster.py.  Loop only.  What was put where is noted on this machine, so that a mount asks nobody.
+Used by roster.py, and by the drive's scrub.  Loop only.  What was put where is noted on this machine, so that a mount
+asks nobody.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
+from attrs import frozen
+
 from cuckoo_mount.clouds import jobs
-from cuckoo_mount.errors import CloudError
+from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.requests import gather
 from cuckoo_mount.types import CloudName
 
 log = logging.getLogger(__name__)
@@ -24,6 +29,18 @@ SLOT_DEADLINE_S: Final = 30.0
 
 LoadSlots = Callable[[], Awaitable[Mapping[str, bytes]]]
 """Returns what belongs below keys/ on every cloud: object name → bytes."""
+
+
+@frozen(slots=True, kw_only=True)
+class ScrubbedSlots:
+    """What a scrub found; slots on clouds.  As `ScrubbedEpochs`."""
+
+    checked: int = 0
+    unchecked: int = 0
+    missing: int = 0
+    damaged: int = 0
+    repaired: int = 0
+    left: int = 0
 
 
 class SlotCopies:
@@ -54,6 +71,56 @@ class SlotCopies:
             await self.put(name)
         except CloudError as error:
             log.info("the key slots are not on every cloud yet: %s", error)
+
+    async def scrub(self, *, dry_run: bool) -> ScrubbedSlots:
+        """Read every slot on every cloud, and put again what is missing or not what was stored.
+
+        One request for each, whatever it finds; they have some 100 bytes.  Checkpoint.  Raises: MetadataError.
+        """
+        wanted = await self._load_slots()
+        pairs = [(cloud, slot) for cloud in self._multifs.names for slot in sorted(wanted)]
+        answers = await gather([partial(self._read, cloud, slot, wanted[slot]) for cloud, slot in pairs])
+        failed = [(pair, answer) for pair, answer in zip(pairs, answers, strict=True) if answer is not None]
+        # It may also be drive.json that is damaged: then nothing is known of the slots there.
+        bad = [
+            ((cloud, slot), error)
+            for (cloud, slot), error in failed
+            if isinstance(error, CloudMissing | CloudCorrupt) and error.name == slot
+        ]
+        unchecked = len(failed) - len(bad)
+        repaired = 0
+        for (cloud, slot), error in bad:
+            log.warning("a key slot is missing or damaged: %s", error)
+            if not dry_run and self._multifs.loses_objects(cloud):
+                repaired += await self._put_again(cloud, slot, wanted[slot])
+        missing = sum(isinstance(error, CloudMissing) for _, error in bad)
+        return ScrubbedSlots(
+            checked=len(pairs) - unchecked,
+            unchecked=unchecked,
+            missing=missing,
+            damaged=len(bad) - missing,
+            repaired=repaired,
+            left=len(bad) - repaired,
+        )
+
+    async def _read(self, cloud: CloudName, slot: str, data: bytes) -> None:
+        """Raises: CloudMissing, CloudCorrupt when it is not there, or not as it should be; other CloudErrors."""
+        found = await self._multifs.read_object(cloud, jobs.get, slot, deadline_s=SLOT_DEADLINE_S, bytes_down=len(data))
+        if found != data:
+            raise CloudCorrupt("its bytes are not those that were stored", cloud=cloud, name=slot)
+
+    async def _put_again(self, cloud: CloudName, slot: str, data: bytes) -> bool:
+        """Put a slot in the place of a bad one; return whether the cloud took it."""
+        try:
+            # Not every storage replaces one that is there.
+            await self._multifs.ask(cloud, jobs.delete_many, [slot], deadline_s=SLOT_DEADLINE_S)
+            await self._multifs.ask(cloud, jobs.put, slot, data, deadline_s=SLOT_DEADLINE_S)
+        except CloudError as error:
+            # A slot that is not there any more is put by the next mount at the latest.
+            await self._metadata.set_local(f"{SIGNED_PREFIX}{cloud}", "")
+            log.warning("a key slot is not put again: %s", error)
+            return False
+        return True
 
     async def was_listed(self, name: str) -> bool:
         """Return whether this machine has seen the cloud on the drive's list."""

@@ -98,18 +98,20 @@ def describe(result: Result) -> list[str]:
     """Return the result of a scrub as lines for people."""
     numbers = {key: value for key, value in result.items() if isinstance(value, int)}
     epochs = cast(Mapping[str, int], result.get("epochs") or {})
+    keys = cast(Mapping[str, int], result.get("keys") or {})
+
+    def total(key: str) -> int:
+        return numbers[key] + epochs.get(key, 0) + keys.get(key, 0)
+
     verb = "read" if result.get("deep") else "listed"
     lines = [
-        f"{_count(numbers['checked'], 'share')} and {_count(epochs.get('checked', 0), 'epoch object')} {verb}: "
-        f"{numbers['missing'] + epochs.get('missing', 0)} missing, "
-        f"{numbers['damaged'] + epochs.get('damaged', 0)} damaged."
+        f"{_count(numbers['checked'], 'share')} and {_count(epochs.get('checked', 0), 'epoch object')} {verb}, "
+        f"{_count(keys.get('checked', 0), 'key slot')} read: {total('missing')} missing, {total('damaged')} damaged."
     ]
     if result.get("resumed"):
         lines[0] += "  (It went on where the last one ended; --restart reads everything.)"
-    bad = numbers["missing"] + numbers["damaged"] + epochs.get("missing", 0) + epochs.get("damaged", 0)
-    left = numbers["left"] + epochs.get("left", 0)
-    if bad and not result.get("dry_run"):
-        lines.append(f"{numbers['repaired'] + epochs.get('repaired', 0)} of them repaired, {left} left.")
+    if total("missing") + total("damaged") and not result.get("dry_run"):
+        lines.append(f"{total('repaired')} of them repaired, {total('left')} left.")
     lines += _what_is_left(result, numbers)
     if result.get("whole") is True:
         lines.append("Everything is there.")

@@ -148,14 +148,16 @@ def next_state(
     """Return the state after a request that worked (`error` None) or failed.
 
     `pace`: how many times as long as usual it took, if that is known.
-    A damaged or missing object is no fault of the cloud as a whole: only the text is kept.
+    A damaged or missing object is no fault of the cloud as a whole: only the text is kept; but where it is drive.json
+    that is damaged, nothing says any more whose place that is.
     """
     if pace is not None:
         state = _with_pace(state, pace)
     if error is None:
         return _after_success(_with_failing(state, failed=False), request)
     text = str(error)
-    if isinstance(error, CloudMissing | CloudCorrupt):
+    is_identity = request is Request.PROBE and isinstance(error, CloudCorrupt)
+    if isinstance(error, CloudMissing | CloudCorrupt) and not is_identity:
         return evolve(state, last_error=text)
     if isinstance(error, CloudBusy):
         return _after_rejection(state, error, now_s=now_s, jitter=jitter)
@@ -171,7 +173,7 @@ def next_state(
         )
     retry_at_s = now_s + backoff_s(failures, jitter)
     condition = Condition.DOWN
-    if isinstance(error, CloudNotOurs):
+    if isinstance(error, CloudNotOurs) or is_identity:
         condition = Condition.NOT_OURS
         state = evolve(state, is_confirmed=False)
     elif isinstance(error, CloudNeedsLogin):

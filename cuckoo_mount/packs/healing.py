@@ -110,13 +110,15 @@ class Healer:
     async def run(self, lock: trio.Lock, may_write: Callable[[], bool]) -> None:
         """Heal until cancelled, a batch at a time, each with `lock` held.  Raises: MetadataError."""
         while True:
+            if not may_write():
+                # Nobody takes what reads found damaged, so that it is nothing to wait for: that would never wait.
+                await trio.sleep(POLL_S)
+                continue
             clouds = self._multifs.conditions
             self._wake = trio.Event()
-            done = None
-            if may_write():
-                await self._give_way()
-                async with lock:
-                    done = await self.heal_batch()
+            await self._give_way()
+            async with lock:
+                done = await self.heal_batch()
             if done is not None:
                 await trio.sleep(self._pause_s(done))
             elif self._needs_room and self.may_free():

@@ -254,7 +254,9 @@ def test_the_machine_as_a_whole(
         was_probed = was_probed or (request is Request.PROBE and error is None)
         assert state.condition not in UP or was_probed, "nobody is up whose drive.json was not read"
         assert state.condition is not Condition.UNKNOWN or before.condition is Condition.UNKNOWN
-        if isinstance(error, CloudMissing | CloudCorrupt):
+        if isinstance(error, CloudCorrupt) and request is Request.PROBE:
+            assert (state.condition, state.is_confirmed) == (Condition.NOT_OURS, False), "whose place is that?"
+        elif isinstance(error, CloudMissing | CloudCorrupt):
             assert state.condition is before.condition, "an object is not the cloud"
         elif error is None and request is Request.PROBE:
             assert state.condition in UP

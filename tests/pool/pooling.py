@@ -27,6 +27,7 @@ from cuckoo_mount.config.keys import write_drive_key
 from cuckoo_mount.drive import METADATA_FILE, Drive, open_drive
 from cuckoo_mount.format import identity_name, pack_share_name
 from cuckoo_mount.parted.tree import Caller
+from cuckoo_mount.preparing import WRITING, Terms
 from cuckoo_mount.types import ROOT_INODE, InodeNo
 from tests.mount.mounting import DEADLINE_S, Mount
 
@@ -154,11 +155,11 @@ class PoolMount(Mount):
         return identity_name(self.configure().drive_id)
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[OpenedDrive]:
+    async def opened(self, terms: Terms = WRITING) -> AsyncIterator[OpenedDrive]:
         """Open the drive in this process."""
         config = self.configure()
         key = read_drive_key(self.paths.key_file)
-        async with open_drive(config, self.paths, key) as drive:
+        async with open_drive(config, self.paths, key, terms) as drive:
             yield OpenedDrive(drive)
 
 

@@ -40,8 +40,8 @@ def nobody_heals_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FILES: Final = 6
-OTHER_REQUESTS: Final = 8
-"""Of one cloud: drive.json before and after its listing, once for the epochs, and theirs with the claims."""
+OTHER_REQUESTS: Final = 9
+"""Of one cloud: drive.json before and after its listing, once for the epochs, theirs with the claims, its key slot."""
 DEEP: Final = ScrubRequest(deep=True)
 LISTING: Final = ScrubRequest()
 
