@@ -216,7 +216,7 @@ async def take_over(place: RigPlace, model: Model) -> None:
         model.saved = dict(found)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(steps)
 def test_random_operations(plan: list[Step]) -> None:
     with TemporaryDirectory() as folder:

@@ -189,7 +189,7 @@ async def play(root: Path, plan: list[Step]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(steps)
 def test_random_operations_and_cuts(plan: list[Step]) -> None:
     with TemporaryDirectory() as folder:

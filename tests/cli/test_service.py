@@ -255,7 +255,7 @@ def check_promises(machine: Machine, promised: int) -> None:
 
 @pytest.mark.mount
 @pytest.mark.slow
-@pytest.mark.parametrize("cloud", ["answers", "is-away"])
+@pytest.mark.parametrize("cloud", [pytest.param("answers", marks=pytest.mark.long), "is-away"])
 def test_a_stop_while_programs_write_loses_nothing(cloud: str, machine: Machine, manager: Manager, base: Path) -> None:
     source = base / "source"
     for number in range(600):

@@ -69,6 +69,7 @@ def test_a_cold_tar_of_small_files_costs_few_requests(mount: Mount, tmp_path: Pa
     check_tar(tmp_path / "tree.tar", FILES)
 
 
+@pytest.mark.long
 def test_a_cold_tree_is_right_with_a_tiny_cache(mount: Mount, tmp_path: Path) -> None:
     mount.start()
     write_tree(mount.path / "tree", FILES)

@@ -19,7 +19,7 @@ from tests.mount.promises import Expected, Found, Node, Tree, is_mixture
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-KILLS: Final = 12
+KILLS: Final = 8
 KILLS_LONG: Final = 150
 
 

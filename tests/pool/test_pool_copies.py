@@ -103,6 +103,7 @@ def test_any_one_cloud_is_lost_while_mounted(
         shutil.rmtree(saved)
 
 
+@pytest.mark.long
 def test_any_one_cloud_is_lost_before_the_mount(tmp_path: Path, make_pool: MakePool) -> None:
     mount = make_pool(make_places(tmp_path / "clouds"), redundancy="2")
     mount.start()

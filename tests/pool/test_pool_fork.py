@@ -93,6 +93,7 @@ def test_a_machine_that_was_away_takes_what_is_on_the_clouds(tmp_path: Path, mak
     assert (second.path / "file").read_bytes() == b"of the first again"
 
 
+@pytest.mark.long
 def test_a_machine_that_was_away_keeps_what_it_has(tmp_path: Path, make_machine: MakeMachine) -> None:
     first, second = pair(tmp_path, make_machine)
     fork(first, second)

@@ -36,6 +36,7 @@ def wait_for_trouble(mount: Mount) -> str:
 FULL: Final[dict[str, object]] = {"calls": ["put"], "match": "/packs/", "action": "full"}
 
 
+@pytest.mark.long
 def test_clouds_that_are_full_all_of_a_sudden(tmp_path: Path, make_pool: MakePool) -> None:
     """Somebody else took the room: what was accepted stays here, nothing more is, and deleting ends it."""
     places = [folder_place(tmp_path / "clouds", name) for name in ("a", "b")]

@@ -88,7 +88,7 @@ def test_churn_on_three_servers(make_pool: MakePool, three_servers: ThreeServers
     churn(make_pool(three_servers.places, redundancy=str(COPIES), deadline_s=1200), live_bytes=40 * MIB)
 
 
-@pytest.mark.parametrize("every", [2, 3, 4, 5])
+@pytest.mark.parametrize("every", [2, *(pytest.param(every, marks=pytest.mark.long) for every in (3, 4, 5))])
 def test_packs_that_lost_a_part_each(tmp_path: Path, make_pool: MakePool, every: int) -> None:
     """No pack is empty, all are equally sparse: whether or not each is worth compacting, the sum keeps the bound."""
     mount = make_pool([folder_place(tmp_path / "clouds", name) for name in ("a", "b", "c")], redundancy=str(COPIES))

@@ -103,6 +103,7 @@ def test_a_repository_that_goes_to_and_fro(tmp_path: Path, make_machine: MakeMac
     assert {f"new{number}" for number in range(4)} <= set(os.listdir(second.path / "work"))
 
 
+@pytest.mark.long
 def test_an_old_state_folder_is_brought_up_to_date(tmp_path: Path, make_machine: MakeMachine) -> None:
     """Its cache is newer than it is, and what another machine wrote is there as well."""
     first, second = pair(tmp_path, make_machine)

@@ -88,6 +88,7 @@ def test_one_cloud_is_lost_with_the_machine(tmp_path: Path, make_machine: MakeMa
         machine.wipe()
 
 
+@pytest.mark.long
 def test_the_recovery_key_opens_it_too(tmp_path: Path, make_machine: MakeMachine) -> None:
     """In its own option, where a passphrase is asked for, and however it was written down."""
     machine = make_machine(three_folders(tmp_path))
@@ -123,6 +124,7 @@ def test_without_a_key_file(tmp_path: Path, make_machine: MakeMachine) -> None:
     verify(machine, wanted, "--passphrase-file", str(machine.passphrase_file))
 
 
+@pytest.mark.long
 def test_a_drive_that_is_not_encrypted_needs_nothing(tmp_path: Path, make_machine: MakeMachine) -> None:
     machine = make_machine(three_folders(tmp_path))
     machine.make("--no-encryption")

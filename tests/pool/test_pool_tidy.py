@@ -146,7 +146,7 @@ def test_the_same_bytes_twice_outlive_one_of_them(tmp_path: Path, make_pool: Mak
     mount.check()
 
 
-@pytest.mark.parametrize("call", ["put", "delete"])
+@pytest.mark.parametrize("call", ["put", pytest.param("delete", marks=pytest.mark.long)])
 def test_kills_while_compacting(tmp_path: Path, make_pool: MakePool, call: str) -> None:
     """At the n-th put or delete of a compaction, before and after it: nothing is lost, and nothing left over."""
     mount = make_pool(places(tmp_path), redundancy="2")
@@ -196,7 +196,9 @@ def wait_for_hang(mount: PoolMount, collector: threading.Thread) -> bool:
     return False
 
 
-@pytest.mark.parametrize("action", ["corrupt", "cut", "fail"])
+@pytest.mark.parametrize(
+    "action", ["corrupt", *(pytest.param(name, marks=pytest.mark.long) for name in ("cut", "fail"))]
+)
 def test_a_cloud_gives_rubbish_half_of_the_time(tmp_path: Path, make_pool: MakePool, action: str) -> None:
     mount = make_pool(places(tmp_path), redundancy="2")
     mount.start()
