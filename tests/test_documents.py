@@ -88,7 +88,12 @@ def is_there(name: str) -> bool:
     """Return whether a quoted name is one of ours."""
     names, members = known()
     if "/" in name or name.endswith(".py"):
-        places = (ROOT / name, ROOT / "cuckoo_mount" / name, *(ROOT / "cuckoo_mount").glob(f"*/{name}"))
+        folders = (ROOT / "cuckoo_mount", ROOT / "tests")
+        places = (
+            ROOT / name,
+            ROOT / "cuckoo_mount" / name,
+            *(found for at in folders for found in at.glob(f"*/{name}")),
+        )
         return any(place.exists() for place in places)
     first, *rest = name.split(".")
     if not rest:

@@ -132,6 +132,7 @@ def read_all(mount: Mount, file_mib: int, files: int) -> int:
     return max(most, assert_within_limits(mount))
 
 
+@pytest.mark.long
 def test_a_small_cache_under_a_big_file_and_a_tree(mount: Mount) -> None:
     fill_and_read_back(mount, file_mib=192, files=1500)
 

@@ -114,6 +114,7 @@ def wait_for_the_last_objects(place: Place) -> None:
     raise AssertionError(f"still there: {sorted(sizes)}")
 
 
+@pytest.mark.long
 def test_another_machine_finds_it_drained(tmp_path: Path, make_machine: MakeMachine) -> None:
     """Recovered through another cloud: what is drained is not asked for, and can be used again."""
     places = [folder_place(tmp_path / "clouds", name) for name in "abc"]

@@ -90,6 +90,7 @@ def test_without_it_fsync_asks_no_cloud(tmp_path: Path, make_pool: MakePool) -> 
         assert refused.value.errno == EINVAL
 
 
+@pytest.mark.long
 def test_at_the_deadline_fsync_says_so_and_the_file_stays_queued(tmp_path: Path, make_pool: MakePool) -> None:
     mount = make_pool([folder_place(tmp_path / "clouds", "a")])
     write_config(evolve(mount.configure(), deadline_s=10.0), mount.paths)

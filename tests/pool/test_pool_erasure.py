@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from errno import EIO, ETIMEDOUT
 from itertools import combinations
 from pathlib import Path
 from typing import Final
@@ -89,8 +90,12 @@ def test_any_two_clouds_may_lie(tmp_path: Path, make_pool: MakePool) -> None:
         place.wipe()
     mount.evict()
     mount.drop_caches()
-    with pytest.raises(OSError, match=r"Input/output error|timed out"):
-        (mount.path / "big").read_bytes()
+    try:
+        found = (mount.path / "big").read_bytes()
+    except OSError as error:
+        assert error.errno in (EIO, ETIMEDOUT)  # noqa: PT017 (either is right: perhaps it was healed before)
+    else:
+        assert found == tree["big"]
 
 
 def test_a_drive_is_recovered_with_two_clouds_missing(
@@ -132,6 +137,7 @@ def test_with_two_clouds_down_writing_goes_on(tmp_path: Path, make_pool: MakePoo
     assert_reads(mount, tree)
 
 
+@pytest.mark.long
 def test_with_too_few_clouds_bytes_stay_here(tmp_path: Path, make_pool: MakePool) -> None:
     mount = make_pool(five_folders(tmp_path), redundancy="3+2")
     mount.start()

@@ -191,6 +191,7 @@ def load_on(machine: Machine) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(60)
 
 
+@pytest.mark.long
 def test_a_machine_wakes_up_and_the_drive_is_another_ones(tmp_path: Path, make_machine: MakeMachine) -> None:
     """Stopped while it writes, taken over from, and woken up: it learns it, and harms nothing."""
     first, second = pair(tmp_path, make_machine)

@@ -193,6 +193,7 @@ def slow(place: Place) -> None:
     )
 
 
+@pytest.mark.long
 def test_kills_on_three_folders(tmp_path: Path, make_pool: MakePool) -> None:
     places = [folder_place(tmp_path / "clouds", name) for name in ("a", "b", "c")]
     for place in places:

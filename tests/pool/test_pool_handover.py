@@ -51,6 +51,7 @@ def work(machine: Machine, number: int) -> None:
         yesterday.rename(machine.path / "days" / f"day{number - 1}")
 
 
+@pytest.mark.long
 def test_turn_by_turn(tmp_path: Path, make_machine: MakeMachine) -> None:
     first, second = pair(tmp_path, make_machine)
     fill(first, tmp_path / "source", files=50, random_mib=8)

@@ -53,6 +53,7 @@ def readable(mount: PoolMount, count: int = FILES) -> int:
     return found
 
 
+@pytest.mark.long
 async def test_a_drive_heals_by_itself_and_gives_way(tmp_path: Path, make_pool: MakePool) -> None:
     """As soon as a cloud is back, but what a program wrote meanwhile goes first."""
     places = [folder_place(tmp_path / "clouds", name) for name in ("a", "b")]

@@ -170,6 +170,7 @@ def test_a_folder_has_moved(tmp_path: Path, make_machine: MakeMachine) -> None:
     assert (machine.path / "more").read_bytes() == b"more"
 
 
+@pytest.mark.long
 def test_one_server_leads_to_the_others(tmp_path: Path, make_machine: MakeMachine, three_servers: ThreeServers) -> None:
     """Through the folder the S3 clouds are found, and opened with the secrets that the drive remembers; and from one
     of those the folder and the other one."""

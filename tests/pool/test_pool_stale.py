@@ -110,6 +110,7 @@ def past(tmp_path: Path, make_machine: MakeMachine) -> Past:
     return found
 
 
+@pytest.mark.long
 def test_on_one_cloud(past: Past, make_machine: MakeMachine) -> None:
     """No flag is needed, neither through that cloud nor through another one, and nothing is lost."""
     sick, well, _ = past.machine.places
@@ -185,6 +186,7 @@ def test_the_machine_that_has_its_state_is_not_hurt(past: Past, make_machine: Ma
     past.verify(other, wanted)
 
 
+@pytest.mark.long
 def test_a_machine_that_is_behind_says_so(past: Past, make_machine: MakeMachine) -> None:
     """It does not go on from what it has, as if nothing newer was there."""
     places = past.machine.places
@@ -205,6 +207,7 @@ def test_a_machine_that_is_behind_says_so(past: Past, make_machine: MakeMachine)
     past.verify(other, wanted)
 
 
+@pytest.mark.long
 def test_too_few_clouds_answer(past: Past, make_machine: MakeMachine) -> None:
     """With two of three silent something newer may be there; who knows better says so."""
     places = past.machine.places
