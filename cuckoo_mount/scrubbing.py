@@ -11,13 +11,13 @@ from attrs import asdict, evolve, frozen
 
 from cuckoo_mount.epochs.engine import EpochEngine
 from cuckoo_mount.epochs.joining import Joining
-from cuckoo_mount.epochs.scrubbing import EpochScrubber, ScrubbedEpochs
+from cuckoo_mount.epochs.scrubbing import EpochScrubber, ScrubbedObjects
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.collecting import Collector
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.scrubbing import Scrubbed, Scrubber, ScrubRequest
-from cuckoo_mount.slotcopies import ScrubbedSlots, SlotCopies
+from cuckoo_mount.slotcopies import SlotCopies
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ class ScrubbedDrive:
 
     request: ScrubRequest
     packs: Scrubbed
-    epochs: ScrubbedEpochs
-    keys: ScrubbedSlots
+    epochs: ScrubbedObjects
+    keys: ScrubbedObjects
 
     @property
     def is_whole(self) -> bool:

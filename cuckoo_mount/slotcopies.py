@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
-from attrs import frozen
-
 from cuckoo_mount.clouds import jobs
+from cuckoo_mount.epochs.scrubbing import ScrubbedObjects
 from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
@@ -29,18 +28,6 @@ SLOT_DEADLINE_S: Final = 30.0
 
 LoadSlots = Callable[[], Awaitable[Mapping[str, bytes]]]
 """Returns what belongs below keys/ on every cloud: object name → bytes."""
-
-
-@frozen(slots=True, kw_only=True)
-class ScrubbedSlots:
-    """What a scrub found; slots on clouds.  As `ScrubbedEpochs`."""
-
-    checked: int = 0
-    unchecked: int = 0
-    missing: int = 0
-    damaged: int = 0
-    repaired: int = 0
-    left: int = 0
 
 
 class SlotCopies:
@@ -72,7 +59,7 @@ class SlotCopies:
         except CloudError as error:
             log.info("the key slots are not on every cloud yet: %s", error)
 
-    async def scrub(self, *, dry_run: bool) -> ScrubbedSlots:
+    async def scrub(self, *, dry_run: bool) -> ScrubbedObjects:
         """Read every slot on every cloud, and put again what is missing or not what was stored.
 
         One request for each, whatever it finds; they have some 100 bytes.  Checkpoint.  Raises: MetadataError.
@@ -94,7 +81,7 @@ class SlotCopies:
             if not dry_run and self._multifs.loses_objects(cloud):
                 repaired += await self._put_again(cloud, slot, wanted[slot])
         missing = sum(isinstance(error, CloudMissing) for _, error in bad)
-        return ScrubbedSlots(
+        return ScrubbedObjects(
             checked=len(pairs) - unchecked,
             unchecked=unchecked,
             missing=missing,

@@ -43,7 +43,7 @@ Place = tuple[CloudName, Entry]
 
 
 @frozen(slots=True, kw_only=True)
-class ScrubbedEpochs:
+class ScrubbedObjects:
     """What was found; objects on clouds.  `left`: bad ones that are not put there again, because nobody has them whole,
     their cloud takes nothing, or nothing was to be changed.  `unchecked`: could not be read now."""
 
@@ -64,14 +64,14 @@ class EpochScrubber:
         self._multifs = multifs
         self._keys = EpochKeys(joining.keys)
 
-    async def scrub(self, *, deep: bool, dry_run: bool) -> ScrubbedEpochs:
+    async def scrub(self, *, deep: bool, dry_run: bool) -> ScrubbedObjects:
         """Scrub the clouds that are up, and put again what is bad there.  Checkpoint.
 
         Raises: ReadOnly (another machine has taken the drive over), OSError.
         """
         compared = await self._engine.inspect(partial(self._compare, dry_run))
         if compared is None:
-            return ScrubbedEpochs()
+            return ScrubbedObjects()
         missing, damaged, good = compared
         listed, unchecked = len(missing) + len(damaged) + len(good), 0
         if deep:
@@ -83,7 +83,7 @@ class EpochScrubber:
         bad, repaired = [*missing, *damaged], 0
         if bad:
             bad, repaired = await self._engine.inspect(partial(self._settle, bad, dry_run)) or (bad, 0)
-        return ScrubbedEpochs(
+        return ScrubbedObjects(
             checked=listed - unchecked,
             unchecked=unchecked,
             missing=sum(place in missing for place in bad),

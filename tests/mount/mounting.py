@@ -201,8 +201,8 @@ class Mount:
             self.detach()
         self._ended()
 
-    def start_and_kill(self, after_s: float) -> None:
-        """Start the daemon and kill -9 it so long afterwards, most likely while it repairs what the last kill left."""
+    def _started_for(self, after_s: float) -> subprocess.Popen[bytes]:
+        """Start the daemon and return it so long afterwards, or when it has ended."""
         with (self.folder / "output").open("ab") as output:
             process = subprocess.Popen(
                 self._command,
@@ -214,6 +214,11 @@ class Mount:
             )
         with suppress(subprocess.TimeoutExpired):
             process.wait(after_s)
+        return process
+
+    def start_and_kill(self, after_s: float) -> None:
+        """Start the daemon and kill -9 it so long afterwards, most likely while it repairs what the last kill left."""
+        process = self._started_for(after_s)
         process.kill()
         self._wait_until_dead(process)
         self.detach()

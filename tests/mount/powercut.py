@@ -11,7 +11,6 @@ import random
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -90,17 +89,7 @@ class PoweredMount(Mount):
 
     def start_and_kill(self, after_s: float) -> None:
         """Start the daemon and cut the power so long afterwards."""
-        with (self.folder / "output").open("ab") as output:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self.environment,
-                cwd="/",
-            )
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(after_s)
+        process = self._started_for(after_s)
         self._cut(process.pid)
         process.kill()
         process.wait(READY_TIMEOUT_S)
