@@ -144,6 +144,7 @@ def test_a_small_cache_under_1_gib_and_10000_files(mount: Mount) -> None:
     fill_and_read_back(mount, file_mib=1024, files=10_000)
 
 
+@pytest.mark.long
 def test_edits_of_evicted_chunks_survive_evictions(mount: Mount) -> None:
     """Random small writes all over a file that does not fit: each works on a chunk that is mostly not here."""
     mount.start(cache_limit="16MiB")

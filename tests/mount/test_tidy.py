@@ -144,6 +144,7 @@ def kill_while_packing(mount: Mount, asking: threading.Thread, after_s: float) -
     return any(staging.iterdir()) or bool(trio.run(_intents, mount))
 
 
+@pytest.mark.long
 def test_kills_while_packs_are_made_leave_nothing_behind(mount: Mount) -> None:
     dice, files, said = random.Random(SEED), dict[str, bytes](), list[str]()
     at_risk = 0

@@ -90,6 +90,7 @@ def work_on_what_is_here(mount: PoolMount, round_number: int) -> float:
     return slowest
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_clouds_that_swallow_everything(make_pool: MakePool, three_servers: ThreeServers) -> None:
     mount = make_pool((three_servers.weed, three_servers.rclone), redundancy="2", deadline_s=400)

@@ -76,6 +76,7 @@ def assert_told(machine: Machine) -> None:
     assert "cuckoo-mount --take-over" in said
 
 
+@pytest.mark.long
 def test_a_machine_that_was_away_takes_what_is_on_the_clouds(tmp_path: Path, make_machine: MakeMachine) -> None:
     first, second = pair(tmp_path, make_machine)
     fork(first, second)

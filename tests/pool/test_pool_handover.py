@@ -197,6 +197,7 @@ def test_looking_on_while_another_machine_works(tmp_path: Path, make_machine: Ma
     (second.path / "file").write_bytes(b"newest")
 
 
+@pytest.mark.long
 def test_an_older_epoch_beside_the_drive(tmp_path: Path, make_machine: MakeMachine) -> None:
     first, second = pair(tmp_path, make_machine)
     fill(first, tmp_path / "source", files=50, random_mib=1)

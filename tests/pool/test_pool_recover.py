@@ -52,7 +52,8 @@ def from_every_cloud(machine: Machine, source: Path, how: str, *, files: int, ra
         machine.wipe()
 
 
-@pytest.mark.parametrize("how", [pytest.param("unmounted", marks=pytest.mark.long), "killed"])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["unmounted", "killed"])
 def test_every_cloud_is_enough(tmp_path: Path, make_machine: MakeMachine, how: str) -> None:
     machine = make_machine(three_folders(tmp_path))
     from_every_cloud(machine, tmp_path / "source", how, files=200, random_mib=16)

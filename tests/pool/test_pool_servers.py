@@ -51,6 +51,7 @@ def store_and_compare(
     assert (inventory.orphans, inventory.dangling, inventory.intents, inventory.single) == ([], [], 0, 0)
 
 
+@pytest.mark.long
 def test_three_servers(tmp_path: Path, make_pool: MakePool, three_servers: ThreeServers) -> None:
     store_and_compare(tmp_path, make_pool, three_servers, files=600, mib=64, commits=3)
 

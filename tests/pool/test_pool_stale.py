@@ -135,7 +135,7 @@ def test_on_the_cloud_that_is_the_door(past: Past, make_machine: MakeMachine, ha
     past.verify(past.machine, past.new)
 
 
-@pytest.mark.parametrize("harm", short_form(HARMS.keys() - {"hidden"}, "bit in the body"))
+@pytest.mark.parametrize("harm", short_form(HARMS.keys() - {"hidden"}))
 def test_on_every_cloud(past: Past, make_machine: MakeMachine, harm: str) -> None:
     places = past.machine.places
     past.harm(HARMS[harm], *places)

@@ -33,6 +33,7 @@ def run_dbench(mount: Mount, clients: int, seconds: int) -> None:
     assert list(mount.path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_dbench(mount: Mount) -> None:
     run_dbench(mount, 4, 3)
 

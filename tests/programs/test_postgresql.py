@@ -203,6 +203,7 @@ def recover(server: Server, before: int, *, amcheck: bool = False) -> int:
     return after
 
 
+@pytest.mark.long
 def test_pgbench_then_an_empty_cache_then_a_crash(open_mount: Mount) -> None:
     server = Server(open_mount)
     open_mount.start(*OPEN)

@@ -84,6 +84,7 @@ def stress(mount: Mount, options: Sequence[str], seconds: int) -> None:
     folder.rmdir()
 
 
+@pytest.mark.long
 def test_many_stressors_at_once(mount: Mount) -> None:
     need("stress-ng")
     mount.start()
