@@ -100,6 +100,12 @@ class CollectedCatalogue(PackCatalogue, Protocol):
     async def delete_setting(self, key: str) -> None:
         """Remove a setting of the drive, if it is there."""
 
+    async def local_settings(self, prefix: str) -> dict[str, str]:
+        """Return all settings of this machine's copy whose key begins with `prefix`, sorted by key."""
+
+    async def set_locals(self, local: Mapping[str, str | None]) -> None:
+        """Set settings of this machine's copy, in one change; None removes one."""
+
     async def move_versions(
         self,
         pack_id: bytes,
@@ -145,12 +151,6 @@ class ScrubbedCatalogue(CollectedCatalogue, Protocol):
 
         At most some hundred versions.  Reads all names.
         """
-
-    async def local_settings(self, prefix: str) -> dict[str, str]:
-        """Return all settings of this machine's copy whose key begins with `prefix`, sorted by key."""
-
-    async def set_locals(self, local: Mapping[str, str | None]) -> None:
-        """Set settings of this machine's copy, in one change; None removes one."""
 
     async def commit(self) -> bool:
         """Commit what was changed so far, so that it survives a kill of this process; return whether there was any."""

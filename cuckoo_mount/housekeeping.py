@@ -6,6 +6,7 @@ find the clouds full.  An idle drive makes at most about one request per minute 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -19,10 +20,13 @@ from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.healing import Healing
+from cuckoo_mount.packs.passing import passed_ns
 from cuckoo_mount.roster import Roster
 
 log = logging.getLogger(__name__)
 HOUSEKEEPING_S: Final = 60.0
+PASSED_EVERY: Final = 60
+"""Rounds between two notes of how much time has passed: what is not noted does not count after a reboot."""
 TIGHT_PART: Final = 0.1
 """When less of the room than this is left, `gc` keeps no older epochs."""
 MAKE_ROOM_PAUSE_S: Final = 0.25
@@ -118,7 +122,9 @@ class Housekeeper:
             self._cache.retry_sending()
 
     async def _every_minute(self) -> None:
-        while True:
+        for minute in itertools.count():
+            if self._writing and minute % PASSED_EVERY == 0:
+                await passed_ns(self._metadata)
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             await self.correct_usage()

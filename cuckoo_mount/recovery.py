@@ -17,6 +17,7 @@ from typing import Final
 import trio
 from attrs import evolve, field, frozen
 
+from cuckoo_mount.clock import Moment
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import parse_place
@@ -303,7 +304,7 @@ class Recovery:
         await trio.to_thread.run_sync(partial(self._keep, found))
         if found.claim is not None and not found.claim.released:
             # From now on it can be seen whether its holder still lives.
-            notes = watch_claim(read_notes(self._paths.state), found.claim, found.found.epoch_names, time.time_ns())
+            notes = watch_claim(read_notes(self._paths.state), found.claim, found.found.epoch_names, Moment.now())
             await trio.to_thread.run_sync(write_notes, self._paths.state, notes)
 
     def _keep(self, found: Found) -> None:

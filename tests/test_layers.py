@@ -74,7 +74,7 @@ RESERVED: Final[dict[str, frozenset[str]]] = {
     "apsw": frozenset({"metadata"}),
     "sqlite3": frozenset({"metadata"}),
     # Numbers are for the kernel (fuse) and errors.py; the others tell errors of the local disk or of drivers apart.
-    "errno": frozenset({"errors", "fuse", "clouds", "workers", "cache"}),
+    "errno": frozenset({"errors", "fuse", "clouds", "workers", "cache", "metadata"}),
     "pyfuse3": frozenset({"fuse"}),
     "fs": frozenset({"clouds", "pyfs", "opener"}),
     "fs_s3fs": frozenset({"clouds"}),

@@ -28,6 +28,7 @@ from cuckoo_mount.cache.sending import PackSender
 from cuckoo_mount.cache.state import FileState
 from cuckoo_mount.cache.truncate import set_size
 from cuckoo_mount.cache.writeback import WriteBack
+from cuckoo_mount.clock import later
 from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.packs.writer import PackWriter
@@ -85,6 +86,7 @@ class ChunkCache:
             metadata.dirty_bytes,
             cloud_room,
             lambda: writer.is_full(CHUNK_SIZE_BYTES),
+            metadata.has_room,
         )
         self._content: Final = Content(
             metadata,
@@ -215,7 +217,7 @@ class ChunkCache:
             inode,
             size_bytes=state.size_bytes,
             mtime_ns=inode.mtime_ns if state.mtime_ns is None else state.mtime_ns,
-            ctime_ns=inode.ctime_ns if state.ctime_ns is None else max(inode.ctime_ns, state.ctime_ns),
+            ctime_ns=inode.ctime_ns if state.ctime_ns is None else later(inode.ctime_ns, state.ctime_ns),
             chunk_count=inode.chunk_count + new,
         )
 

@@ -7,6 +7,7 @@ Used by content.py (before each WRITE), eviction.py and writeback.py.  Loop only
 
 A writer above the limit waits for room while there is progress (something was evicted or sent), at most `STALL_S`
 without any.
+Where the local disk itself is full, as others filled it, the first writer waits and those after it are refused at once.
 Then it goes on up to the overshoot, which is what the kernel may hold dirty anyway, and above that gets NoSpace: the
 kernel reports it at fsync or close.  Creating files stops at the limit.
 What the clouds cannot take is refused in the same way, however empty the cache is (cloudroom.py).
@@ -59,8 +60,9 @@ class Pressure:
         dirty_bytes: Callable[[], int],
         cloud_room: Callable[[], Space | None],
         is_full: Callable[[], bool],
+        metadata_room: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`cloud_room`, `is_full`: see `CloudRoom`."""
+        """`cloud_room`, `is_full`: see `CloudRoom`.  `metadata_room`: see `Metadata.has_room`."""
         self.limits: Final = limits
         self.pending_bytes = 0
         self.coming_bytes = 0
@@ -70,8 +72,10 @@ class Pressure:
         self.clouds: Final = CloudRoom(cloud_room, lambda: dirty_bytes() + self.unentered_bytes, is_full, self.room)
         self._folder = folder
         self._held_bytes = held_bytes
+        self._metadata_room = metadata_room
         self._since_disk_check = _DISK_CHECK_BYTES
         self._disk_is_low = False
+        self._is_hopeless = False
 
     @property
     def used_bytes(self) -> int:
@@ -104,12 +108,17 @@ class Pressure:
         if self._since_disk_check >= _DISK_CHECK_BYTES or self._disk_is_low:
             self._since_disk_check = 0
             self.check_disk()
-        return self._disk_is_low or self.used_bytes + more_bytes > self.limits.limit_bytes
+        return self._is_disk_short or self.used_bytes + more_bytes > self.limits.limit_bytes
+
+    @property
+    def _is_disk_short(self) -> bool:
+        return self._disk_is_low or not self._metadata_room()
 
     def check_disk(self) -> None:
         """Look at the free space of the local disk."""
         status = os.statvfs(self._folder)
         self._disk_is_low = status.f_bavail * status.f_frsize < self.limits.floor_bytes
+        self._is_hopeless = self._is_hopeless and self._disk_is_low
 
     async def admit(self, more_bytes: int, *, creating: bool = False) -> None:
         """Return when `more_bytes` may be added; no checkpoint when there is room.
@@ -128,11 +137,17 @@ class Pressure:
     async def _wait_for_room(self, more_bytes: int, *, creating: bool) -> None:
         while self._is_over(more_bytes):
             self.need.set()
+            if self._is_hopeless and self._is_disk_short:
+                raise NoSpace("the local disk is full")
             with trio.move_on_after(STALL_S) as stalled:
                 await self.room.wait()
             if stalled.cancelled_caught:
                 top = self.limits.limit_bytes + self.limits.overshoot_bytes
-                if creating or self._disk_is_low or self.used_bytes + more_bytes > top:
+                if self._is_disk_short:
+                    # Who comes next need not wait as long for somebody else's disk, until something is freed here.
+                    self._is_hopeless = True
+                    raise NoSpace("the local disk is full")
+                if creating or self.used_bytes + more_bytes > top:
                     raise NoSpace("the cache is full of data that no cloud has taken yet")
                 return
 
@@ -146,4 +161,5 @@ class Pressure:
 
     def made_progress(self) -> None:
         """Something was evicted, sent or deleted: writers look again."""
+        self._is_hopeless = False
         self.room.beat()

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from cuckoo_mount.cache.files import LocalFiles
+from cuckoo_mount.clock import Moment
 from cuckoo_mount.errors import StaleInode
 from cuckoo_mount.metadata.base import Metadata
 from cuckoo_mount.types import InodeNo
@@ -22,8 +23,6 @@ from cuckoo_mount.types import InodeNo
 log = logging.getLogger(__name__)
 _MARKER: Final = "cuckoo-cache-id"
 _BOOT_SHIFT: Final = 40
-boot_id_file = Path("/proc/sys/kernel/random/boot_id")
-"""What tells one boot of the machine from another; for tests, another file."""
 _BATCH: Final = 200
 
 
@@ -36,7 +35,7 @@ async def begin_session(metadata: Metadata, cache_folder: Path) -> tuple[int, in
     of the two was restored from a backup).
     """
     session = int(await metadata.get_local("session") or 0) + 1
-    boot_id = _read_text(boot_id_file).strip()
+    boot_id = Moment.now().boot_id
     was_clean = await metadata.get_local("clean") != "0"
     rebooted = await metadata.get_local("boot_id") != boot_id
     unverified = int(await metadata.get_local("unverified_tick") or 0)

@@ -18,7 +18,7 @@ from cuckoo_mount.cache.content import Content
 from cuckoo_mount.cache.dedup import Deduplicator
 from cuckoo_mount.cache.frozen import Frozen
 from cuckoo_mount.cache.placing import note_stored
-from cuckoo_mount.errors import CloudError, CuckooError
+from cuckoo_mount.errors import CloudError, CuckooError, NoSpace
 from cuckoo_mount.packs.builder import BuiltPack
 from cuckoo_mount.packs.repacking import ask_for_repacking
 from cuckoo_mount.packs.writer import PackWriter, StoredPack
@@ -35,6 +35,8 @@ from cuckoo_mount.types import (
 
 log = logging.getLogger(__name__)
 MAX_PAUSE_S: Final = 60.0
+LOCAL_FAILURES: Final = 2
+"""Pauses after failures of the local disk grow no further than after so many: 4 s."""
 
 
 @define(slots=True, eq=False)
@@ -122,9 +124,14 @@ class PackSender:
                 most_bytes = sum(frozen.length_bytes for frozen in part) // 2
 
     async def _send_part(self, part: Sequence[Frozen], sent: SentVersions | None) -> bool:
-        """Send these in one pack; return False if there is room for a smaller one only."""
-        with self._content.pressure.clouds.sending():
-            built = await self._dedup.build(part, None if sent is None else sent.note_linked)
+        """Send these in one pack; return False if there is room for a smaller one only, there or here."""
+        try:
+            with self._content.pressure.clouds.sending():
+                built = await self._dedup.build(part, None if sent is None else sent.note_linked)
+        except NoSpace:
+            if len(part) == 1:
+                raise
+            return False
         return built is None or await self._send_pack(built, part, sent)
 
     async def _send_pack(self, built: BuiltPack, batch: Sequence[Frozen], sent: SentVersions | None) -> bool:
@@ -197,6 +204,9 @@ class PackSender:
     def note_failure(self, error: CuckooError | OSError) -> None:
         """Something could not be sent and will be tried again."""
         self.failures += 1
+        if not isinstance(error, CloudError):
+            # The local disk has room again without anybody being told.
+            self.failures = min(self.failures, LOCAL_FAILURES)
         self.last_error = error
         log.warning("sending a pack failed, it will be tried again: %s", error)
 

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
+from cuckoo_mount.clock import later
 from cuckoo_mount.errors import DataUnavailable
 from cuckoo_mount.types import (
     CHUNK_SIZE_BYTES,
@@ -193,10 +194,10 @@ class FileState:
         return self.serial != self.durable_serial
 
     def note_change(self, now_ns: int) -> None:
-        """Account for a change of content: times move forward, never back."""
+        """Account for a change of content: times move forward, and back only where the clock was set back."""
         self.serial += 1
-        self.mtime_ns = now_ns if self.mtime_ns is None else max(self.mtime_ns, now_ns)
-        self.ctime_ns = now_ns if self.ctime_ns is None else max(self.ctime_ns, now_ns)
+        self.mtime_ns = later(self.mtime_ns, now_ns)
+        self.ctime_ns = later(self.ctime_ns, now_ns)
         self.stamped = True
 
     def note_told(self, *, mtime_ns: int | None, ctime_ns: int) -> None:

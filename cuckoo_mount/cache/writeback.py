@@ -164,6 +164,7 @@ class WriteBack:
             if isinstance(error, MetadataError):
                 raise
             self._sender.note_failure(error)
+            await self._sender.pause()
         finally:
             for frozen in batch:
                 self._content.frozen.thaw(frozen)

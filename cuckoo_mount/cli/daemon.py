@@ -33,7 +33,7 @@ from cuckoo_mount.config import (
     shown,
     store_mountpoint,
 )
-from cuckoo_mount.errors import ConfigurationError, CuckooError, UsageError
+from cuckoo_mount.errors import ConfigurationError, CuckooError, NoSpace, UsageError
 from cuckoo_mount.layers.recoverykey import recovery_key_of
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,8 @@ def _run(prepared: Prepared, reporter: Reporter) -> int:
 def _known_error(error: BaseException) -> CuckooError | None:
     """Return an error of the world as one that has an exit status; None when it is a bug."""
     if isinstance(error, OSError):
-        return CuckooError(f"the local disk answered: {error}")
+        is_full = error.errno == NoSpace.errno
+        return CuckooError(f"the local disk answered: {error}{'; make room there and try again' if is_full else ''}")
     return error if isinstance(error, CuckooError) else None
 
 

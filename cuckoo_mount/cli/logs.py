@@ -31,6 +31,14 @@ class _TerminalFormatter(logging.Formatter):
         return super().format(plain)
 
 
+class _DriveLog(RotatingFileHandler):
+    """The drive's log.  A line for which the disk has no room is lost: logging would print a traceback instead."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name is logging's)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to_terminal(level: str) -> logging.Handler:
     """Send log lines to stderr, and return the handler that does so."""
     handler = logging.StreamHandler(sys.stderr)
@@ -42,7 +50,7 @@ def log_to_terminal(level: str) -> logging.Handler:
 def log_to_file(path: Path, level: str) -> None:
     """Send log lines to the drive's log, five files of 5 MB.  Raises: OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handler = RotatingFileHandler(
+    handler = _DriveLog(
         path, maxBytes=FILE_MAX_BYTES, backupCount=FILES_MAX - 1, encoding="utf-8", errors="backslashreplace"
     )
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))

@@ -31,8 +31,9 @@ from cuckoo_mount.clouds.names import check_object_name, check_prefix, check_ran
 from cuckoo_mount.clouds.translate import translate_os_error
 from cuckoo_mount.errors import CloudCorrupt, CloudMissing, CloudUnavailable
 
-LEFTOVER_AGE_S: Final = 3600.0
-"""Temporary files older than this belong to no put that is still running: workers are killed at their deadline."""
+LEFTOVER_AGE_S: Final = 3 * 24 * 3600.0
+"""Temporary files older than this belong to no put that is still running, as workers are killed at their deadline; so
+much that this holds where a clock is a day off."""
 _TEMPORARY: Final = re.compile(r"~put-[0-9a-f]{16}")
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 # File systems without fsync of folders (some network ones) say so; they order their own metadata.

@@ -20,8 +20,8 @@ from cuckoo_mount.clouds.names import is_object_name
 
 LISTING_THREADS: Final = 4
 """Folders that are asked for at a time: a drive has 256 with packs in them."""
-LEFTOVER_AGE_S: Final = 24 * 3600.0
-"""Temporary files older than this belong to no put that is still running, whatever the server's clock says."""
+LEFTOVER_AGE_S: Final = 3 * 24 * 3600.0
+"""Temporary files older than this belong to no put that is still running, also where a clock is a day off."""
 _NAME_LOCKS: Final = 256
 _TEMPORARY: Final = re.compile(r"~put-[0-9a-f]{16}")
 

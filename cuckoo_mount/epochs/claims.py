@@ -22,11 +22,12 @@ import trio
 from attrs import asdict, evolve, frozen
 from blake3 import blake3
 
+from cuckoo_mount.clock import Moment
 from cuckoo_mount.clouds import jobs
 from cuckoo_mount.epochformat import WRITER_MAX, EpochName, LeaseName, lease_name
 from cuckoo_mount.epochs.lease import HOST_BYTES_MAX, Lease, seal_lease, unseal_lease
 from cuckoo_mount.epochs.looking import Clouds, Look, list_leases
-from cuckoo_mount.errors import CloudCorrupt, CuckooError, FormatError
+from cuckoo_mount.errors import CloudCorrupt, CuckooError, FormatError, NoSpace
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.requests import gather
 from cuckoo_mount.types import CloudName
@@ -34,11 +35,12 @@ from cuckoo_mount.types import CloudName
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 STALE_S: Final = 300.0
-"""A claim that did not change for so long, by the observer's own clock, is nobody's any more."""
+"""A claim that did not change for so long before the observer's eyes is nobody's any more."""
 RENEW_S: Final = 120.0
 REQUEST_DEADLINE_S: Final = 30.0
 EARLIER_MAX: Final = 16
 _NOTES: Final = "lease.json"
+_NEVER: Final = Moment("", 0)
 
 
 class WritableClouds(Clouds, Protocol):
@@ -72,14 +74,15 @@ class Notes:
     """What the state folder remembers of claims.
 
     `own`, `counter`: the last claim that was made here, and its last renewal; `earlier`: those before it, which are
-    still the highest where no cloud took a later one.  `seen`, `since_ns`: what somebody else's claim and epochs looked
-    like when it was met last, and since when they have not changed, by this machine's clock.
+    still the highest where no cloud took a later one.  `seen`, `since`: what somebody else's claim and epochs looked
+    like when it was met last, and since when they have not changed.  No time of day: a clock that is set must not make
+    a writer look dead.  After a reboot, or in a copy of the folder, the watching begins anew.
     """
 
     own: str = ""
     counter: int = 0
     seen: str = ""
-    since_ns: int = 0
+    since: Moment = _NEVER
     earlier: tuple[tuple[str, int], ...] = ()
 
     def is_own(self, claim: Claim) -> bool:
@@ -101,20 +104,29 @@ def read_notes(folder: Path) -> Notes:
     try:
         values = dict(json.loads((folder / _NOTES).read_text()))
         earlier = tuple((str(name), int(counter)) for name, counter in values.get("earlier", ()))
-        return Notes(str(values["own"]), int(values["counter"]), str(values["seen"]), int(values["since_ns"]), earlier)
+        since = dict(values.get("since", {"boot_id": "", "ns": 0}))  # it was a time of day once
+        moment = Moment(str(since["boot_id"]), int(since["ns"]))
+        return Notes(str(values["own"]), int(values["counter"]), str(values["seen"]), moment, earlier)
     except (OSError, ValueError, KeyError, TypeError):
         return Notes()
 
 
 def write_notes(folder: Path, notes: Notes) -> None:
-    """Keep the notes, durably.  Blocks.  Raises: OSError."""
-    values = asdict(notes)
+    """Keep the notes, durably.  Blocks.  Raises: OSError.
+
+    On a full disk the old file is overwritten in place, which takes no room: a claim that cannot be renewed is taken
+    over by others.  A power cut in the middle of that leaves no notes, that is a stranger's claim.
+    """
+    text = json.dumps(asdict(notes)).encode()
     part = folder / f"{_NOTES}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(part, folder / _NOTES)
+    try:
+        _write_durably(part, text, os.O_CREAT | os.O_TRUNC)
+        os.rename(part, folder / _NOTES)
+    except OSError as error:
+        if error.errno != NoSpace.errno:
+            raise
+        part.unlink(missing_ok=True)
+        _write_durably(folder / _NOTES, text.ljust(os.stat(folder / _NOTES).st_size), 0)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -122,19 +134,29 @@ def write_notes(folder: Path, notes: Notes) -> None:
         os.close(descriptor)
 
 
-def watch_claim(notes: Notes, claim: Claim, epochs: Collection[EpochName], now_ns: int) -> Notes:
+def _write_durably(path: Path, data: bytes, flags: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
+    try:
+        if os.write(descriptor, data) < len(data):
+            raise OSError(NoSpace.errno, "not all of it was written", str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def watch_claim(notes: Notes, claim: Claim, epochs: Collection[EpochName], now: Moment) -> Notes:
     """Return the notes after a look at somebody else's claim; `is_stale` says what follows."""
     counter = claim.lease.counter if claim.lease is not None else 0
     newest = max(epochs, default=None)
     seen = blake3(f"{claim.name} {counter} {newest}".encode()).hexdigest()
-    if seen == notes.seen and now_ns >= notes.since_ns:
+    if seen == notes.seen and now.boot_id == notes.since.boot_id:
         return notes
-    return evolve(notes, seen=seen, since_ns=now_ns)
+    return evolve(notes, seen=seen, since=now)
 
 
-def is_stale(notes: Notes, now_ns: int) -> bool:
+def is_stale(notes: Notes, now: Moment) -> bool:
     """Return whether the claim watched last has not changed for `STALE_S`."""
-    return now_ns - notes.since_ns >= STALE_S * 1e9
+    return now.since_ns(notes.since) >= STALE_S * 1e9
 
 
 async def highest_claim(clouds: Clouds, found: Look, keys: DriveKeys, drive_id: bytes) -> Claim | None:
@@ -161,6 +183,11 @@ async def _read(clouds: Clouds, cloud: CloudName, name: LeaseName, keys: DriveKe
         return None
 
 
+def host_name() -> str:
+    """Return this machine's name, as claims have it."""
+    return socket.gethostname().encode()[:HOST_BYTES_MAX].decode("utf-8", "ignore")
+
+
 class LeaseHolder:
     """This process's claim.  A new one for every mount, with a writer number of its own, so that no two processes
     ever put different bytes under one name, not even from copies of one state folder."""
@@ -176,7 +203,7 @@ class LeaseHolder:
         self._state_folder = state_folder
         self._encrypted = encrypted
         self._counter = 0
-        self._host = socket.gethostname().encode()[:HOST_BYTES_MAX].decode("utf-8", "ignore")
+        self._host = host_name()
         self._renewed_at_s = 0.0
 
     @property

@@ -21,12 +21,14 @@ from typing import Final
 import trio
 from attrs import evolve, field, frozen
 
+from cuckoo_mount.clock import Moment
 from cuckoo_mount.epochs.chain import Chain, EpochObject
 from cuckoo_mount.epochs.claims import (
     Claim,
     LeaseHolder,
     WritableClouds,
     highest_claim,
+    host_name,
     is_stale,
     read_notes,
     watch_claim,
@@ -169,15 +171,15 @@ class Joining:
         notes = read_notes(self.state_folder)
         if claim is None or claim.released or notes.is_own(claim):
             return False
-        now_ns = time.time_ns()
-        notes = watch_claim(notes, claim, found.epoch_names, now_ns)
+        now, now_ns = Moment.now(), time.time_ns()
+        notes = watch_claim(notes, claim, found.epoch_names, now)
         await trio.to_thread.run_sync(write_notes, self.state_folder, notes)
-        if take_over or is_stale(notes, now_ns):
+        if take_over or is_stale(notes, now):
             log.warning("taking over from %s", describe_claim(claim, now_ns))
             return True
         raise DriveInUse(
             f"drive {self.drive_name!r} is in use by {describe_claim(claim, now_ns)}; unmount it there, mount it "
-            "read-only here (-o ro), or, if that machine is gone, take it over: --take-over"
+            f"read-only here (-o ro), or, if that machine is gone, take it over: --take-over{_if_copied(claim)}"
         )
 
     async def _claim(self, own: OwnCopy, found: Look) -> tuple[LeaseHolder | None, Look]:
@@ -270,6 +272,16 @@ class Joining:
             f"{self.state_folder} away and mount again.  Or keep what is here, and give up what was written elsewhere: "
             f"cuckoo-mount --take-over{option}"
         )
+
+
+def _if_copied(claim: Claim) -> str:
+    """Return what to say besides where the other one has this machine's name."""
+    if claim.lease is None or claim.lease.host != host_name():
+        return ""
+    return (
+        ".  It has the name of this machine: if one is a copy of the other (a cloned virtual machine, a copied state "
+        "folder), what the copy has not sent may be there twice; go on with one of them"
+    )
 
 
 def describe_claim(claim: Claim, now_ns: int) -> str:

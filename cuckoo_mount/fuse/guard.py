@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 import trio
@@ -23,6 +24,7 @@ from attrs import define, field
 from cuckoo_mount.errors import FileSystemError
 
 log = logging.getLogger(__name__)
+FULL_S: Final = 30.0
 P = ParamSpec("P")
 R = TypeVar("R")
 Fault = Literal["ValueError", "MemoryError", "Cancelled"]
@@ -36,6 +38,16 @@ class Upcalls:
     pushes: int = 0
     pushed_bytes: int = 0
     faults: dict[str, Fault] = field(factory=dict)
+    full_until_s: float = -math.inf
+
+    def note_disk(self, operation: str, error: OSError, *, is_full: bool) -> None:
+        """Log what the local disk answered; that it is full once in `FULL_S`, as every WRITE finds that out."""
+        now_s = trio.current_time()
+        if is_full and now_s < self.full_until_s:
+            return
+        if is_full:
+            self.full_until_s = now_s + FULL_S
+        log.error("%s: the local disk answered: %s", operation, error)
 
 
 class HasUpcalls(Protocol):
@@ -67,8 +79,9 @@ def guarded(handler: Handler[S, P, R]) -> Callable[Concatenate[S, P], Coroutine[
                 log.error("%s: %s", name, error)
             raise pyfuse3.FUSEError(error.errno) from error
         except OSError as error:
-            log.error("%s: the local disk answered: %s", name, error)
-            raise pyfuse3.FUSEError(_disk_errno(error)) from error
+            code = _disk_errno(error)
+            upcalls.note_disk(name, error, is_full=code == errno.ENOSPC)
+            raise pyfuse3.FUSEError(code) from error
         except Exception as error:
             log.exception("%s failed; this is a bug in cuckoo-mount, please report it", name)
             raise pyfuse3.FUSEError(errno.EIO) from error

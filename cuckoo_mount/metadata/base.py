@@ -91,6 +91,10 @@ class Metadata(NameMetadata, ContentMetadata, PackMetadata, Protocol):
     async def clear_journal(self, records: Sequence[JournalRecord]) -> None:
         """Remove outbox rows whose records reached the clouds and did not change again since they were read."""
 
+    def has_room(self) -> bool:
+        """Return whether programs may make the store grow; else the local disk is full, and what is left of the
+        store's reserve is for commits and for removing.  Cheap enough for every write."""
+
     def held_bytes(self) -> int:
         """Return dirty_bytes + clean_bytes of `statistics`; cheap enough for every write."""
 

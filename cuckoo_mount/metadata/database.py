@@ -25,6 +25,7 @@ from cuckoo_mount.errors import MetadataError
 from cuckoo_mount.metadata.counters import Counters, Row
 from cuckoo_mount.metadata.flush import SharedFlush
 from cuckoo_mount.metadata.log import LogKeeper
+from cuckoo_mount.metadata.reserve import Reserve
 
 _BLOCKS = {"inode": 256, "cookie": 1024, "version": 4096, "pack": 16}
 """How many numbers a sequence reserves at a time: one UPDATE for so many nodes or versions."""
@@ -62,7 +63,9 @@ class Change:
 class Database:
     """One open store.  `counters` are valid after `ready`; see counters.py."""
 
-    def __init__(self, path: Path, connection: apsw.Connection, keeper: LogKeeper, flush: SharedFlush) -> None:
+    def __init__(
+        self, path: Path, connection: apsw.Connection, keeper: LogKeeper, flush: SharedFlush, reserve: Reserve
+    ) -> None:
         self.path = path
         self.change = Change(self)
         self.commits = 0
@@ -70,6 +73,7 @@ class Database:
         self._cursor = connection.cursor()
         self._keeper = keeper
         self._flush = flush
+        self._reserve = reserve
         self._open = False
         self._closed = False
         self._in_change = False
@@ -195,6 +199,7 @@ class Database:
         """Commit what was changed, begin anew, and return whether there was any.  Raises: MetadataError."""
         self._check()
         assert not self._in_change, "commit within a change"
+        self._reserve.tend(self._keeper.pages)
         if not self._open:
             # Nothing can have changed.  A transaction begun now would spoil the pause of log.py.
             if self._keeper.idle:
@@ -220,6 +225,11 @@ class Database:
         """Commit, and wait until everything changed before is on the disk.  Checkpoint.  Raises: MetadataError."""
         self.commit()
         await self._flush.wait_durable()
+
+    def has_room(self) -> bool:
+        """Return whether programs may make the store grow: else the local disk is so full that what is left is for
+        commits and for removing."""
+        return self._reserve.has_room()
 
     @property
     def flushes(self) -> int:
@@ -288,6 +298,7 @@ class Database:
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._connection.close(True)
         self._flush.close()
+        self._reserve.close()
         self._failure = self._failure or "it is closed"
 
     def _trouble(self, error: apsw.Error) -> MetadataError:

@@ -23,6 +23,8 @@ from queue import SimpleQueue
 
 import apsw
 
+from cuckoo_mount.metadata.reserve import Reserve
+
 
 class LogKeeper:
     """Decides when to copy and to restart the log, and does it on `connection`, which belongs to its thread.
@@ -30,11 +32,12 @@ class LogKeeper:
     Invariant: at most one job at a time.  `trouble` is set when the disk refused; the store must fail then.
     """
 
-    def __init__(self, connection: apsw.Connection, *, soft_pages: int, hard_pages: int) -> None:
+    def __init__(self, connection: apsw.Connection, reserve: Reserve, *, soft_pages: int, hard_pages: int) -> None:
         self.pages = 0
         self.trouble: str | None = None
         self.restarts = 0
         self._connection = connection
+        self._reserve = reserve
         self._soft_pages = soft_pages
         self._hard_pages = hard_pages
         self._next_pages = soft_pages
@@ -96,6 +99,7 @@ class LogKeeper:
         try:
             while self._jobs.get():
                 try:
+                    self._make_way()
                     if self._restarting:
                         self._restart()
                     else:
@@ -111,6 +115,12 @@ class LogKeeper:
         finally:
             self._connection.close(True)
             self._idle.set()
+
+    def _make_way(self) -> None:
+        """See that the database can grow by what is copied, also on a full disk."""
+        pages = self._connection.pragma("page_count")
+        assert isinstance(pages, int)
+        self._reserve.make_way(pages)
 
     def _copy(self) -> None:
         _, copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)

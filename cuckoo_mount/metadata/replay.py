@@ -63,6 +63,10 @@ _STALE_HELD: Final = """
     DELETE FROM held WHERE NOT EXISTS (
         SELECT 1 FROM chunk c WHERE c.ino = held.ino AND c.idx = held.idx AND c.version = held.version)"""
 
+_FINISHED: Final = "DELETE FROM pack_intent WHERE pack_id IN (SELECT pack_id FROM pack)"
+"""A copy of this store, or this one before it was put back from a copy, went on and finished what is begun here: what
+an epoch names must not be withdrawn as an upload that was interrupted."""
+
 
 @frozen(slots=True)
 class Replayed:
@@ -146,6 +150,7 @@ def catch_up(path: Path, parts: Iterable[Iterable[JournalRecord]], *, epoch: int
                 drop_triggers(connection)
                 done = _apply(connection, parts, epoch, local)
                 connection.execute(_STALE_HELD)
+                connection.execute(_FINISHED)
                 connection.execute("DELETE FROM outbox")
                 make_triggers(connection)
                 connection.execute("COMMIT")

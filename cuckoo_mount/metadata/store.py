@@ -31,10 +31,10 @@ from cuckoo_mount.metadata.migrations import check_identity, make_schema, migrat
 from cuckoo_mount.metadata.records import MetadataStatistics
 from cuckoo_mount.metadata.renames import Renames
 from cuckoo_mount.metadata.repairs import Repairs
-from cuckoo_mount.metadata.trouble import metadata_trouble
+from cuckoo_mount.metadata.reserve import PAGE_BYTES, Reserve, ballast_path, release_ballast
+from cuckoo_mount.metadata.trouble import is_full, metadata_trouble
 from cuckoo_mount.types import ROOT_INODE
 
-_PAGE_BYTES: Final = 4096
 _PATIENCE_MS: Final = 60_000
 """The loop's BEGIN waits at most so long for the log thread's transaction, which is one sync long."""
 
@@ -86,6 +86,9 @@ class SqliteMetadata(Renames, Content, Losses, Repairs, CloudRows, Journal, Chec
 
     def dirty_bytes(self) -> int:
         return self._db.counters.dirty_bytes
+
+    def has_room(self) -> bool:
+        return self._db.has_room()
 
     def statistics(self) -> MetadataStatistics:
         """Return the counters; from memory, but for `outbox_rows` (`Database.outbox_rows`)."""
@@ -144,6 +147,8 @@ async def create_store(
 def _open(path: Path, options: StoreOptions, fill: Callable[[apsw.Connection], None] | None) -> SqliteMetadata:
     with ExitStack() as undo:
         try:
+            if is_full(path.parent):
+                release_ballast(ballast_path(path))
             connection = _connect(path, create=fill is not None, timeout_ms=_PATIENCE_MS)
             undo.callback(connection.close, True)
             if fill is not None:
@@ -162,15 +167,17 @@ def _open(path: Path, options: StoreOptions, fill: Callable[[apsw.Connection], N
             second = _connect(path, create=False, timeout_ms=0)
             undo.callback(second.close, True)
             _use_log(second, options)
+            reserve = Reserve(path, log, 2 * options.log_soft_bytes, log_limit_bytes=options.log_hard_bytes)
         except (apsw.Error, OSError) as error:
             raise metadata_trouble("open", path, error) from error
         undo.pop_all()
     keeper = LogKeeper(
         second,
-        soft_pages=options.log_soft_bytes // _PAGE_BYTES,
-        hard_pages=options.log_hard_bytes // _PAGE_BYTES,
+        reserve,
+        soft_pages=options.log_soft_bytes // PAGE_BYTES,
+        hard_pages=options.log_hard_bytes // PAGE_BYTES,
     )
-    return SqliteMetadata(Database(path, connection, keeper, SharedFlush(log, options.flush)))
+    return SqliteMetadata(Database(path, connection, keeper, SharedFlush(log, options.flush), reserve))
 
 
 def _connect(path: Path, *, create: bool, timeout_ms: int) -> apsw.Connection:

@@ -14,12 +14,16 @@ FULL_BELOW_BYTES: Final = 1 << 20
 """SQLite makes its shared memory and its log larger when it opens a database; with less room it may fail."""
 
 
+def is_full(folder: Path) -> bool:
+    """Return whether the disk with a folder has hardly any room left; one that does not tell is not full."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < FULL_BELOW_BYTES
+
+
 def metadata_trouble(doing: str, path: Path, error: apsw.Error | OSError) -> MetadataError:
     """Return the error for "cannot `doing` the metadata `path`", which names a full disk as the cause if it is full."""
-    try:
-        found = os.statvfs(path.parent)
-        is_full = found.f_bavail * found.f_frsize < FULL_BELOW_BYTES
-    except OSError:
-        is_full = False
     what = f"cannot {doing} the metadata {path}: {error}"
-    return MetadataError(f"{what}; the disk there is full, make room and try again" if is_full else what)
+    return MetadataError(f"{what}; the disk there is full, make room and try again" if is_full(path.parent) else what)

@@ -16,7 +16,6 @@ import trio
 from attrs import frozen
 
 from cuckoo_mount.catalogue import CollectedCatalogue
-from cuckoo_mount.clock import now_ns
 from cuckoo_mount.multi.multifs import MultiFS
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.choosing import (
@@ -30,6 +29,7 @@ from cuckoo_mount.packs.choosing import (
 from cuckoo_mount.packs.compaction import Compactor, Moved
 from cuckoo_mount.packs.garbage import Garbage, clear_strays, collect_garbage, delete_unknown
 from cuckoo_mount.packs.healing import Healer
+from cuckoo_mount.packs.passing import passed_ns
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.repacking import Repacker
 from cuckoo_mount.packs.writer import PackWriter
@@ -146,7 +146,8 @@ class Collector:
                 garbage = _sum(garbage, await self._delete_dead(await oldest_kept_epoch(), thorough=True))
             deleted = young = 0
             if thorough:
-                deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=now_ns())
+                passed = await passed_ns(self._metadata)
+                deleted, young = await delete_unknown(self._metadata, self._multifs, self._drive_id, now_ns=passed)
         return Collected(
             packs_deleted=garbage.packs,
             packs_compacted=compacted,

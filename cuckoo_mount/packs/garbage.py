@@ -152,6 +152,8 @@ async def delete_unknown(
 ) -> tuple[int, int]:
     """Delete objects below packs/ that nothing explains since `min_age_ns`; return (deleted, not old enough).
 
+    `now_ns`: see `passed_ns`; no time of day.
+
     Lists every cloud.  When an object was first seen is remembered here, because not every cloud tells its age; so
     the first call after it appeared deletes nothing.  The metadata is read again before anything is deleted.
     Checkpoint.  Raises: MetadataError.

@@ -16,7 +16,7 @@ from typing import Final
 from attrs import frozen
 
 from cuckoo_mount.cache.chunkcache import ChunkCache
-from cuckoo_mount.clock import now_ns
+from cuckoo_mount.clock import later, now_ns
 from cuckoo_mount.errors import (
     AttributeTooBig,
     InvalidArgument,
@@ -238,7 +238,7 @@ class Tree:
             gid=request.gid,
             atime_ns=request.atime_ns,
             mtime_ns=mtime_ns,
-            ctime_ns=max(ctime_ns, inode.ctime_ns) if request.ctime_ns is None else ctime_ns,
+            ctime_ns=later(inode.ctime_ns, ctime_ns) if request.ctime_ns is None else ctime_ns,
         )
         xattrs: dict[bytes, bytes | None] = {}
         if request.mode is not None and mode is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cuckoo_mount.cache import recovery
+from cuckoo_mount import clock
 from cuckoo_mount.cli.mount import main
 
 if __name__ == "__main__":
-    recovery.boot_id_file = Path(sys.argv.pop(1))
+    clock.boot_id_file = Path(sys.argv.pop(1))
     main()

@@ -201,6 +201,12 @@ class Mount:
             self.detach()
         self._ended()
 
+    def forget_ended(self) -> None:
+        """After a `start` that failed: the daemon has ended by itself, another one may be started."""
+        assert self._process is not None, "not started"
+        self._process.wait(KILL_TIMEOUT_S)
+        self._ended()
+
     def _started_for(self, after_s: float) -> subprocess.Popen[bytes]:
         """Start the daemon and return it so long afterwards, or when it has ended."""
         with (self.folder / "output").open("ab") as output:
