@@ -199,7 +199,7 @@ class Database:
         """Commit what was changed, begin anew, and return whether there was any.  Raises: MetadataError."""
         self._check()
         assert not self._in_change, "commit within a change"
-        self._reserve.tend(self._keeper.pages)
+        self._reserve.tend(self._keeper.pages, self._page_count())
         if not self._open:
             # Nothing can have changed.  A transaction begun now would spoil the pause of log.py.
             if self._keeper.idle:
@@ -273,6 +273,11 @@ class Database:
                 await trio.to_thread.run_sync(self._close)
 
     # -- inside --
+
+    def _page_count(self) -> int:
+        ((pages,),) = self.rows("PRAGMA page_count")
+        assert isinstance(pages, int)
+        return pages
 
     def _check(self) -> None:
         if self._failure is not None or self._keeper.trouble is not None or self._flush.trouble is not None:

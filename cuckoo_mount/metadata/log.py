@@ -62,7 +62,7 @@ class LogKeeper:
 
     def wants_pause(self) -> bool:
         """Start what is due, and return whether the caller should commit and not begin again before `restart`."""
-        if self.pages < self._next_pages:
+        if self.pages < min(self._next_pages, self._reserve.log_pages // 2):
             return False
         if self.pages >= 4 * self._hard_pages:
             self._idle.wait()
@@ -80,7 +80,7 @@ class LogKeeper:
 
     def before_begin(self) -> None:
         """Wait, blocking the loop, for the pause to end, but only if the log is too long to miss it."""
-        if self._restarting and self.pages >= self._hard_pages:
+        if self._restarting and self.pages >= min(self._hard_pages, self._reserve.log_pages * 3 // 4):
             self._idle.wait()
 
     def close(self) -> None:
@@ -104,6 +104,7 @@ class LogKeeper:
                         self._restart()
                     else:
                         self._copy()
+                    self._make_way()
                 except (apsw.BusyError, apsw.FullError):
                     # Nothing is lost: the log still has everything.  Try again when it has grown.
                     self._missed()

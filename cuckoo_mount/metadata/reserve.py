@@ -1,16 +1,19 @@
 """Room on the local disk that is the metadata's own, so that a commit never fails because others filled the disk.
 
-Used by store.py, database.py (loop) and log.py (its thread).  Two reserves, both real blocks:
+Used by store.py, database.py (loop) and log.py (its thread).  Three reserves, all of them real blocks:
 
-* of the write-ahead log, allocated behind its end: every commit goes there, and nobody can take it.  When little of it
-  is left, programs are refused what makes the drive grow (`has_room`), while removing and the drive's own work go on;
-* the ballast, a file beside the database.  It is given up when the log cannot be copied, as the database grows by that,
-  and in the same moment that room is allocated to the database; or when the log cannot be made longer.  It is made
-  again when there is room.
+* of the write-ahead log, allocated behind its end: every commit goes there;
+* of the database, behind its end: what is copied from the log makes it grow, and a log that cannot be copied cannot
+  begin anew.  SQLite cuts the file when a copy is complete; it is allocated again right after that;
+* the ballast, a file beside the database, given up when one of the two cannot be made larger, and made again when there
+  is room.
 
+Nobody can take the first two.  When little is left of them, or the ballast was given up, programs are refused what
+makes the drive grow (`has_room`), while removing and the drive's own work go on.
 Blocks are allocated beyond the end of a file, so that no file looks any longer.  Where the file system cannot do that
 there is no reserve, and `has_room` says yes.
 Descriptors of the database and its index are kept until SQLite has closed them: closing one drops SQLite's locks.
+What both threads change are single numbers, which are only too small for a moment.
 Source: fallocate(2); SQLite's os_unix.c and wal.c.
 """
 
@@ -34,10 +37,12 @@ FRAME_BYTES: Final = PAGE_BYTES + 24
 """One page in the log."""
 PART_OF_FREE: Final = 8
 """Each reserve takes no more than such a part of what is free when it is made."""
-LEAST_BYTES: Final = 256 << 10
-"""A reserve smaller than this is none."""
+LEAST_BYTES: Final = 8 << 20
+"""With less than half of that for the log a store is not opened: nobody would know how long its commits go well."""
 MARGIN_PART: Final = 4
 """With less than this part of the log's reserve left, nothing grows any more."""
+SPARE_PART: Final = 8
+"""The database's reserve is made so large a part of what the log's is; with less than half of it nothing grows."""
 LOOK_S: Final = 10.0
 RETRY_S: Final = 0.5
 INDEX_BYTES: Final = 32 << 10
@@ -57,13 +62,21 @@ class Reserve:
         self._database = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._index = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
         self._size_bytes = size_bytes
-        self._wanted_bytes = LEAST_BYTES
+        self._wanted_bytes = min(size_bytes, LEAST_BYTES)
         self._limit_bytes = log_limit_bytes
         self._log_bytes = 0
         self._pages = 0
+        self._database_bytes = 0
+        self._database_pages = os.fstat(self._database).st_size // PAGE_BYTES
         self._is_supported = True
-        self._look_at_s = -math.inf
-        self.tend(0)
+        self._is_given_up = False
+        self._look_at_s = self._hurry_at_s = -math.inf
+        self.tend(0, self._database_pages)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it is safe to work with what the disk gave when the store was opened."""
+        return not self._is_supported or self._log_bytes >= min(self._size_bytes, LEAST_BYTES) // 2
 
     def close(self) -> None:
         """Give the descriptors back, after SQLite has closed its own.  The ballast stays for the next mount."""
@@ -74,10 +87,20 @@ class Reserve:
 
     def has_room(self) -> bool:
         """Return whether the store may grow, as of the last `tend`."""
-        return not self._is_supported or self._left_bytes() >= self._wanted_bytes // MARGIN_PART
+        spare_bytes = self._database_bytes - self._database_pages * PAGE_BYTES
+        return not self._is_supported or (
+            not self._is_given_up
+            and self._left_bytes() >= self._margin_bytes
+            and spare_bytes >= self._wanted_bytes // SPARE_PART // 2
+        )
 
-    def tend(self, pages: int) -> None:
-        """Account for the length of the log, in pages; where a reserve runs short, make it larger if that is possible.
+    @property
+    def log_pages(self) -> int:
+        """How long the log may become, in pages, before it takes what is not its own; very many without a reserve."""
+        return self._log_bytes // FRAME_BYTES if self._is_supported else 1 << 40
+
+    def tend(self, pages: int, database_pages: int) -> None:
+        """Account for the length of the log and of the database, in pages; what runs short is made larger if possible.
 
         Cheap enough for every commit; some milliseconds now and then.
         """
@@ -85,22 +108,34 @@ class Reserve:
             # It began anew, and SQLite has cut its file to the limit it was given.
             self._log_bytes = min(self._log_bytes, self._limit_bytes)
         self._pages = pages
-        if self._is_supported and time.monotonic() >= self._look_at_s:
+        if not self._is_supported:
+            return
+        now_s = time.monotonic()
+        if database_pages != self._database_pages:
+            self._database_pages = database_pages
+            if self._database_bytes < database_pages * PAGE_BYTES + self._wanted_bytes // SPARE_PART // 4 * 3:
+                self.make_way(database_pages)
+        is_short = self._left_bytes() < self._wanted_bytes // 2 or not self.has_room()
+        if now_s >= (self._hurry_at_s if is_short else self._look_at_s):
             self._look()
+            self._look_at_s, self._hurry_at_s = now_s + LOOK_S, now_s + RETRY_S
 
     def _look(self) -> None:
-        wait_s = LOOK_S
         free_bytes = self._free_bytes()
         self._wanted_bytes = max(self._wanted_bytes, min(self._size_bytes, free_bytes // PART_OF_FREE))
-        end_bytes = self._pages * FRAME_BYTES
-        if self._left_bytes() < self._wanted_bytes * 3 // 4 and not self._extend_log(end_bytes + self._wanted_bytes):
-            wait_s = RETRY_S
-            if not self.has_room():
-                self.release()
+        if self._left_bytes() < self._wanted_bytes * 3 // 4:
+            end_bytes = self._pages * FRAME_BYTES
+            if not self._extend_log(end_bytes + self._wanted_bytes) and self._left_bytes() < self._margin_bytes:
+                self._give_up()
                 self._extend_log(end_bytes + self._wanted_bytes // 2)
-        elif free_bytes >= 2 * self._wanted_bytes:
+                return
+        self.make_way(self._database_pages)
+        if free_bytes >= 2 * self._wanted_bytes:
             self._restore()
-        self._look_at_s = time.monotonic() + wait_s
+
+    @property
+    def _margin_bytes(self) -> int:
+        return self._wanted_bytes // MARGIN_PART
 
     def _left_bytes(self) -> int:
         return self._log_bytes - self._pages * FRAME_BYTES
@@ -113,30 +148,39 @@ class Reserve:
         return done
 
     def _restore(self) -> None:
-        if self._ballast.exists():
-            return
-        fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            made = self._allocate(fd, 0, self._wanted_bytes)
-        finally:
-            os.close(fd)
-        if not made:
-            self.release()
-
-    # -- the thread of the log --
-
-    def make_way(self, pages: int) -> None:
-        """Allocate what the database lacks to have so many pages; gives the ballast up if need be."""
-        here_bytes = os.fstat(self._database).st_size
-        more_bytes = pages * PAGE_BYTES - here_bytes
-        if more_bytes > 0 and not self._allocate(self._database, here_bytes, more_bytes):
-            self.release()
-            self._allocate(self._database, here_bytes, more_bytes)
+        if not self._ballast.exists():
+            fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                made = self._allocate(fd, 0, self._wanted_bytes)
+            finally:
+                os.close(fd)
+            if not made:
+                release_ballast(self._ballast)
+                return
+        self._is_given_up = False
 
     # -- both --
 
-    def release(self) -> None:
-        """Give the ballast up; none is fine."""
+    def make_way(self, pages: int) -> None:
+        """Allocate what the database lacks to have so many pages and its reserve; gives the ballast up if need be."""
+        needed_bytes = pages * PAGE_BYTES
+        wanted_bytes = needed_bytes + self._wanted_bytes // SPARE_PART
+        if self._allocate_database(wanted_bytes) or self._allocate_database(needed_bytes + PAGE_BYTES):
+            return
+        self._give_up()
+        if not self._allocate_database(wanted_bytes):
+            self._allocate_database(needed_bytes)
+
+    def _allocate_database(self, size_bytes: int) -> bool:
+        # From its end on: what lies before it, it has.
+        here_bytes = min(os.fstat(self._database).st_size, size_bytes)
+        if not self._allocate(self._database, here_bytes, size_bytes - here_bytes):
+            return False
+        self._database_bytes = size_bytes
+        return True
+
+    def _give_up(self) -> None:
+        self._is_given_up = True
         release_ballast(self._ballast)
 
     def _free_bytes(self) -> int:

@@ -18,7 +18,7 @@ import apsw
 import trio
 from attrs import frozen
 
-from cuckoo_mount.errors import MetadataError
+from cuckoo_mount.errors import MetadataError, NoSpace
 from cuckoo_mount.metadata.checks import Checks
 from cuckoo_mount.metadata.cloudrows import CloudRows
 from cuckoo_mount.metadata.content import Content
@@ -157,7 +157,8 @@ def _open(path: Path, options: StoreOptions, fill: Callable[[apsw.Connection], N
                 check_identity(connection)
             _use_log(connection, options)
             # What a killed process left in the log was perhaps never on the disk: from here on everything is.
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            # The log's file keeps its room on the disk (reserve.py).
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
             migrate(connection)
             # The first commit to an empty log syncs its header: here, not later in the loop.
             connection.execute("UPDATE sequence SET next = next + 1 WHERE name = 'log'")
@@ -168,6 +169,9 @@ def _open(path: Path, options: StoreOptions, fill: Callable[[apsw.Connection], N
             undo.callback(second.close, True)
             _use_log(second, options)
             reserve = Reserve(path, log, 2 * options.log_soft_bytes, log_limit_bytes=options.log_hard_bytes)
+            undo.callback(reserve.close)
+            if not reserve.is_enough:
+                raise OSError(NoSpace.errno, "there is hardly any room for its log")
         except (apsw.Error, OSError) as error:
             raise metadata_trouble("open", path, error) from error
         undo.pop_all()

@@ -10,7 +10,7 @@ import apsw
 
 from cuckoo_mount.errors import MetadataError
 
-FULL_BELOW_BYTES: Final = 1 << 20
+FULL_BELOW_BYTES: Final = 8 << 20
 """SQLite makes its shared memory and its log larger when it opens a database; with less room it may fail."""
 
 

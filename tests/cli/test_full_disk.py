@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.mount]
 
 @pytest.fixture
 def small_disk(paths: DrivePaths) -> Iterator[Path]:
-    """The state folder on a file system of 3 MiB."""
+    """The state folder on a file system of 24 MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a tmpfs")
     paths.state.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", paths.state], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", paths.state], check=True)
     yield paths.state
     subprocess.run(["umount", "--lazy", paths.state], check=True)
 
@@ -29,7 +29,7 @@ def small_disk(paths: DrivePaths) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     file = folder / "filler"
     with file.open("wb", buffering=0) as out, pytest.raises(OSError, match="No space"):
-        out.writelines(bytes(4096) for _ in range(1 << 10))
+        out.writelines(bytes(4096) for _ in range(1 << 13))
     return file
 
 

@@ -28,33 +28,22 @@ _GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO})
 """What a program gets when the daemon is killed; EIO where the kernel had its bytes and not yet told it."""
 
 
-class SmallDiskMount(Mount):
-    """As `Mount`, with state, cache and configuration on a disk of `size_bytes`."""
+class SmallDisk:
+    """The kernel's ext4 in a file of `size_bytes`, mounted at `path`; `fill` is done by another program."""
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
-        super().__init__(folder)
-        self.disk: Final = folder / "disk"
-        self.filler: Final = self.disk / "of another program"
+        self.path: Final = folder / "disk"
+        self._filler = self.path / "of another program"
+        self.path.mkdir(parents=True)
         image = folder / "image"
-        self.disk.mkdir()
         with image.open("wb") as file:
             file.truncate(size_bytes)
         _run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image))
-        _run("mount", "-o", "loop", str(image), str(self.disk))
-        for name in ("config", "state", "cache"):
-            (folder / "xdg" / name).rmdir()
-            (self.disk / name).mkdir(mode=0o700)
-            (folder / "xdg" / name).symlink_to(self.disk / name)
-
-    @property
-    def free_bytes(self) -> int:
-        """What an ordinary program can still write to the disk."""
-        found = os.statvfs(self.disk)
-        return found.f_bavail * found.f_frsize
+        _run("mount", "-o", "loop", str(image), str(self.path))
 
     def fill(self) -> None:
         """Take all that is left, to the last byte."""
-        with self.filler.open("ab", buffering=0) as file:
+        with self._filler.open("ab", buffering=0) as file:
             for piece in (PIECE, 4096, 1):
                 with suppress(OSError):
                     while True:
@@ -63,19 +52,36 @@ class SmallDiskMount(Mount):
     def make_room(self, left_bytes: int = 0) -> None:
         """Give back what `fill` took, but for so many bytes."""
         with suppress(FileNotFoundError):
-            os.truncate(self.filler, left_bytes)
+            os.truncate(self._filler, left_bytes)
+        _run("sync", "-f", str(self.path))  # what was freed can be used when the journal is written
+
+    def unmount(self) -> None:
+        """Let it go, whoever is still there; for a teardown."""
+        subprocess.run(["umount", "--lazy", self.path], capture_output=True, check=False, timeout=PATIENCE_S)
+
+
+class SmallDiskMount(Mount):
+    """As `Mount`, with state, cache and configuration on `disk`, of `size_bytes`."""
+
+    def __init__(self, folder: Path, size_bytes: int) -> None:
+        super().__init__(folder)
+        self.disk: Final = SmallDisk(folder, size_bytes)
+        for name in ("config", "state", "cache"):
+            (folder / "xdg" / name).rmdir()
+            (self.disk.path / name).mkdir(mode=0o700)
+            (folder / "xdg" / name).symlink_to(self.disk.path / name)
 
     def clear_away(self) -> None:
         super().clear_away()
-        subprocess.run(["umount", "--lazy", self.disk], capture_output=True, check=False, timeout=PATIENCE_S)
+        self.disk.unmount()
 
 
 class Filler:
     """Another program that fills the disk and frees it, again and again, by dice, until `stop`."""
 
-    def __init__(self, mount: SmallDiskMount, seed: str, *, full_s: float, free_s: float) -> None:
+    def __init__(self, disk: SmallDisk, seed: str, *, full_s: float, free_s: float) -> None:
         self.fills = 0
-        self._mount = mount
+        self._disk = disk
         self._dice = random.Random(seed)
         self._full_s = full_s
         self._free_s = free_s
@@ -87,18 +93,18 @@ class Filler:
         while not self._over.is_set():
             end = self._dice.uniform(0.1, self._full_s)
             while end > 0 and not self._over.is_set():
-                self._mount.fill()  # what the drive gave back meanwhile, too
+                self._disk.fill()  # what the drive gave back meanwhile, too
                 self._over.wait(0.05)
                 end -= 0.05
             self.fills += 1
-            self._mount.make_room(self._dice.choice((0, 0, 5 << 20)))
+            self._disk.make_room(self._dice.choice((0, 0, 5 << 20)))
             self._over.wait(self._dice.uniform(0.1, self._free_s))
 
     def stop(self) -> None:
         """Return when it does nothing any more; what it took is given back."""
         self._over.set()
         self._thread.join()
-        self._mount.make_room()
+        self._disk.make_room()
 
 
 class Asker:

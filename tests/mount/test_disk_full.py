@@ -64,7 +64,7 @@ def fill_many(mount: SmallDiskMount, seed: int, rounds: int) -> None:
         worker.folder.mkdir()
     refused_starts = fills = 0
     for number in range(rounds):
-        filler = Filler(mount, f"{seed} filler {number}", full_s=2.0, free_s=0.5)
+        filler = Filler(mount.disk, f"{seed} filler {number}", full_s=2.0, free_s=0.5)
         asker = Asker(mount, f"{seed} asker {number}")
         for worker in workers:
             worker.start()
