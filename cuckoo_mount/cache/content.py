@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from cuckoo_mount.cache.files import LocalFile, LocalFiles
 from cuckoo_mount.cache.frozen import Frozen, FrozenChunks
 from cuckoo_mount.cache.landing import Landing
 from cuckoo_mount.cache.pressure import Pressure
-from cuckoo_mount.cache.sparse import punch_hole, pwrite_all
+from cuckoo_mount.cache.sparse import punch_hole, pwrite_all, reserve
 from cuckoo_mount.cache.state import (
     WINDOW_CHUNKS,
     Base,
@@ -156,20 +156,43 @@ class Content:
                 needed.append(index)
         return needed
 
+    def _passing(self, state: FileState, needed: list[ChunkIndex]) -> dict[ChunkIndex, bytes]:
+        """Return the bytes of these chunks, which cannot land as the disk is full; {} if not all are at hand."""
+        found = {}
+        for index in needed:
+            slot = state.slots[index]
+            data = None if slot.present or slot.base else self.fetcher.passing(state.ino, index, slot.version)
+            if data is None:
+                return {}
+            found[index] = data
+        return found
+
     def _gather(
-        self, state: FileState, spans: list[tuple[ChunkIndex, int, int]], offset: int, size_bytes: int
+        self,
+        state: FileState,
+        spans: list[tuple[ChunkIndex, int, int]],
+        offset: int,
+        size_bytes: int,
+        passing: Mapping[ChunkIndex, bytes],
     ) -> bytes:
-        """Return bytes all of which are here: one pread where chunks are whole, zeros where they are not."""
+        """Return bytes all of which are here, or in `passing`: one pread where chunks are whole, zeros where not."""
         file = self.files.get(state.ino)
         slots = [state.slots.get(index) for index, _, _ in spans]
-        if file is not None and all(
-            slot is not None and slot.length_bytes >= end for slot, (_, _, end) in zip(slots, spans, strict=True)
+        if (
+            file is not None
+            and not passing
+            and all(
+                slot is not None and slot.length_bytes >= end for slot, (_, _, end) in zip(slots, spans, strict=True)
+            )
         ):
             data = os.pread(file.fd, size_bytes, offset)
             return data if len(data) == size_bytes else data.ljust(size_bytes, b"\0")
         parts = []
         for slot, (index, start, end) in zip(slots, spans, strict=True):
             valid = 0 if slot is None else max(0, min(end, slot.length_bytes) - start)
+            if index in passing:
+                parts.append(passing[index][start : start + valid].ljust(end - start, b"\0"))
+                continue
             data = os.pread(file.fd, valid, index * CHUNK_SIZE_BYTES + start) if valid and file is not None else b""
             parts.append(data.ljust(end - start, b"\0"))
         return b"".join(parts)
@@ -270,6 +293,8 @@ class Content:
             spans = chunk_spans(offset, size_bytes)
             await self.load(state, spans[0][0], spans[-1][0])
             needed = self._needed(state, spans)
+            if needed and (passing := self._passing(state, needed)):
+                return self._gather(state, spans, offset, size_bytes, passing)
             if not needed and self.files.get(state.ino) is None and await self.landing.lost_file(state, spans):
                 continue
             if not needed:
@@ -278,7 +303,7 @@ class Content:
                 if self.fetcher.unread_bytes:
                     for index, _, _ in spans:
                         self.fetcher.note_read(state.ino, index)
-                return self._gather(state, spans, offset, size_bytes)
+                return self._gather(state, spans, offset, size_bytes, {})
             missed = True
             await self._bring(state, needed)
 
@@ -328,6 +353,8 @@ class Content:
                 break
         # No checkpoint until the end.
         try:
+            if self.pressure.is_disk_short:
+                reserve(file.fd, offset, len(data))
             for index, start, _ in spans:
                 self._make_dirty(state, file, index, start)
             state.note_change(now_ns())

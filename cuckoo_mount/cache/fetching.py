@@ -11,8 +11,9 @@ dropped.  How far ahead is decided in readahead.py.  Invariants: I-3, I-4, I-11.
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -59,6 +60,11 @@ class ChunkReader(Protocol):
         """
 
 
+PASSING_MAX: Final = 16
+"""Chunks that are kept in memory for their readers, as the disk has no room for them."""
+FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 class Fetcher:
     """Fetches chunks, and more than was asked for.  Works while `run` runs."""
 
@@ -71,6 +77,7 @@ class Fetcher:
         self._pressure = pressure
         self._ahead: Final = ReadAhead(pressure.limits.limit_bytes)
         self._flights: Flights[Flight] = Flights()
+        self._passing: OrderedDict[Flight, bytes] = OrderedDict()
         self._runs = 0
         self._nursery: trio.Nursery | None = None
 
@@ -147,7 +154,7 @@ class Fetcher:
                         along.extend(await self._go_on(missed(), chunk))
                     data, others = await self._read_wanted(chunk, along)
                 await self._pressure.make_way(len(data))
-                await self._landing.land(chunk, data)
+                await self._land_wanted(chunk, data)
             except (CuckooError, OSError) as failure:
                 error = failure
             finally:
@@ -158,6 +165,23 @@ class Fetcher:
             log.debug("neighbours of chunk %d of inode %d are left out: %s", chunk.index, chunk.ino, failure)
         finally:
             self._give_up(along)
+
+    async def _land_wanted(self, chunk: AbsentChunk, data: bytes) -> None:
+        """Land a chunk that somebody waits for; where the disk is full he gets it all the same."""
+        try:
+            await self._landing.land(chunk, data)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            self._passing[_flight(chunk)] = data
+            while len(self._passing) > PASSING_MAX:
+                self._passing.popitem(last=False)
+        else:
+            self._passing.clear()
+
+    def passing(self, ino: InodeNo, index: ChunkIndex, version: VersionNo) -> bytes | None:
+        """Return the bytes of a version that was fetched and found no room on the disk, while they are at hand."""
+        return self._passing.get((ino, index, version)) if self._passing else None
 
     async def _read_wanted(self, chunk: AbsentChunk, along: deque[AbsentChunk]) -> tuple[bytes, Sequence[bytes | None]]:
         """Return the chunk's bytes, and those of `along`, which is empty afterwards if they did not come.

@@ -15,6 +15,7 @@ from attrs import define
 
 from cuckoo_mount.cache.files import LocalFiles
 from cuckoo_mount.cache.pressure import Pressure
+from cuckoo_mount.cache.sparse import reserve
 from cuckoo_mount.types import CHUNK_SIZE_BYTES, ChunkIndex, DirtyChunk, InodeNo, Location, Partial, VersionNo
 
 
@@ -114,7 +115,9 @@ class FrozenChunks:
         path = self.aside_path(frozen.version)
         # By a rename, so that a worker that looks for it finds it whole or not at all (packs/builder.py).
         try:
-            Path(f"{path}.new").write_bytes(data)
+            with open(f"{path}.new", "wb") as file:
+                reserve(file.fileno(), 0, len(data))
+                file.write(data)
             os.rename(f"{path}.new", path)
         except OSError:
             Path(f"{path}.new").unlink(missing_ok=True)  # the disk is full, probably

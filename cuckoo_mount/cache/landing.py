@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from attrs import evolve
 
 from cuckoo_mount.cache.files import LocalFile, LocalFiles
-from cuckoo_mount.cache.sparse import pwrite_all
+from cuckoo_mount.cache.sparse import pwrite_all, reserve
 from cuckoo_mount.cache.state import WINDOW_CHUNKS, FileState
 from cuckoo_mount.errors import DataUnavailable, StaleInode
 from cuckoo_mount.metadata.base import Metadata
@@ -84,6 +84,7 @@ class Landing:
             return False
         start = chunk.index * CHUNK_SIZE_BYTES
         if slot.version == chunk.version and not slot.present:
+            reserve(file.fd, start, slot.length_bytes)
             self._evicting.discard((state.ino, chunk.index))
             pwrite_all(file.fd, data[: slot.length_bytes], start)
             slot.present = slot.promised = True
@@ -92,6 +93,7 @@ class Landing:
             return True
         if slot.base is not None and slot.base.version == chunk.version:
             for low, high in slot.base.missing(0, slot.base.size_bytes):
+                reserve(file.fd, start + low, high - low)
                 pwrite_all(file.fd, memoryview(data)[low:high], start + low)
             slot.base = None
             slot.pending = True

@@ -32,7 +32,7 @@ STALL_S: Final = 5.0
 FETCH_STALL_S: Final = 0.5
 LOW_WATER: Final = 0.8
 HIGH_WATER: Final = 0.9
-_DISK_CHECK_BYTES: Final = 16 << 20
+_LOW_BYTES: Final = 16 << 20
 
 
 @frozen(slots=True)
@@ -73,7 +73,6 @@ class Pressure:
         self._folder = folder
         self._held_bytes = held_bytes
         self._metadata_room = metadata_room
-        self._since_disk_check = _DISK_CHECK_BYTES
         self._disk_is_low = False
         self._is_hopeless = False
 
@@ -96,7 +95,7 @@ class Pressure:
     def excess_bytes(self) -> int:
         """How much should be evicted to come down to the low water."""
         excess = self.used_bytes + self.coming_bytes - int(self.limits.limit_bytes * LOW_WATER)
-        return max(excess, _DISK_CHECK_BYTES if self._disk_is_low else 0)
+        return max(excess, _LOW_BYTES if self._disk_is_low else 0)
 
     @property
     def spare_bytes(self) -> int:
@@ -104,18 +103,16 @@ class Pressure:
         return 0 if self._disk_is_low else max(0, self.limits.limit_bytes - self.used_bytes - self.coming_bytes)
 
     def _is_over(self, more_bytes: int) -> bool:
-        self._since_disk_check += more_bytes
-        if self._since_disk_check >= _DISK_CHECK_BYTES or self._disk_is_low:
-            self._since_disk_check = 0
-            self.check_disk()
-        return self._is_disk_short or self.used_bytes + more_bytes > self.limits.limit_bytes
+        self.check_disk()
+        return self.is_disk_short or self.used_bytes + more_bytes > self.limits.limit_bytes
 
     @property
-    def _is_disk_short(self) -> bool:
+    def is_disk_short(self) -> bool:
+        """Whether the local disk has less room than the floor, or the metadata hardly any."""
         return self._disk_is_low or not self._metadata_room()
 
     def check_disk(self) -> None:
-        """Look at the free space of the local disk."""
+        """Look at the free space of the local disk: some µs, so before every write, as others fill it quickly."""
         status = os.statvfs(self._folder)
         self._disk_is_low = status.f_bavail * status.f_frsize < self.limits.floor_bytes
         self._is_hopeless = self._is_hopeless and self._disk_is_low
@@ -137,13 +134,13 @@ class Pressure:
     async def _wait_for_room(self, more_bytes: int, *, creating: bool) -> None:
         while self._is_over(more_bytes):
             self.need.set()
-            if self._is_hopeless and self._is_disk_short:
+            if self._is_hopeless and self.is_disk_short:
                 raise NoSpace("the local disk is full")
             with trio.move_on_after(STALL_S) as stalled:
                 await self.room.wait()
             if stalled.cancelled_caught:
                 top = self.limits.limit_bytes + self.limits.overshoot_bytes
-                if self._is_disk_short:
+                if self.is_disk_short:
                     # Who comes next need not wait as long for somebody else's disk, until something is freed here.
                     self._is_hopeless = True
                     raise NoSpace("the local disk is full")

@@ -8,6 +8,7 @@ Source: fallocate(2), syncfs(2).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +28,19 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     if _LIBC.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def reserve(fd: int, offset: int, length: int) -> None:
+    """Take room on the disk for `length` bytes from `offset`, before they are written.  Size unchanged.
+
+    A write into the page cache promises nothing where the disk is nearly full: file systems find out later that there
+    is no room, drop the bytes, and tell it once, to whoever syncs next.  What has its room cannot end like that.
+    Where the file system cannot do it nothing is done.  Raises: OSError (ENOSPC).
+    """
+    if length > 0 and _LIBC.fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EOPNOTSUPP:
+            raise OSError(code, os.strerror(code))
 
 
 def sync_file_system(fd: int) -> None:

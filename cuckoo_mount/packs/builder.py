@@ -120,9 +120,11 @@ def _write_parity(spec: BuildSpec) -> tuple[bytes, ...]:
         shares = split(file.readall(), spec.policy)
     for number, share in enumerate(parity_of(shares, spec.policy), spec.policy.data):
         shares.append(share)
-        with open(parity_path(spec.target, number), "wb", buffering=0) as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(share)
+        with open(parity_path(spec.target, number), "wb", buffering=_WRITE_BUFFER_BYTES) as parity:
+            os.fchmod(parity.fileno(), 0o600)
+            parity.write(share)
+            parity.flush()
+            os.fsync(parity.fileno())  # what a full disk would drop must not be sent
     return tuple(spec.keys.share_hasher().update(share).digest() for share in shares)
 
 

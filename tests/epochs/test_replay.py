@@ -53,6 +53,11 @@ async def source(tmp_path: Path) -> tuple[SqliteMetadata, InodeNo, list[JournalR
     return store, ino, await cut_records(store, tmp_path / "source")
 
 
+def stores_in(folder: Path) -> list[str]:
+    """Return the files of a folder, but for the ballast of stores that are closed."""
+    return sorted(name for name in os.listdir(folder) if not name.endswith("-ballast"))
+
+
 def damaged(found: list[JournalRecord]) -> Iterator[JournalRecord]:
     yield from found
     raise CloudCorrupt("found out at the end")
@@ -65,7 +70,7 @@ async def test_built_store_is_the_source(tmp_path: Path) -> None:
     target = tmp_path / "target"
     done = build_store(target, [snapshot], epoch=1, local={"epoch": "2"})
     assert (done.records, done.versions_removed, done.packs_buried) == (len(snapshot), 0, 0)
-    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+    assert stores_in(tmp_path) == ["source", "target"]
     assert journaled_rows(target) == journaled_rows(tmp_path / "source")
     async with await open_store(target) as built:
         assert await built.check_invariants() == []
@@ -122,7 +127,7 @@ async def test_damage_found_at_the_end_leaves_nothing(tmp_path: Path) -> None:
         build_store(tmp_path / "target", [damaged(snapshot)], epoch=1, local={})
     with pytest.raises(CloudCorrupt):
         build_store(tmp_path / "target", [snapshot, damaged(journal)], epoch=1, local={})
-    assert os.listdir(tmp_path) == ["source"]
+    assert stores_in(tmp_path) == ["source"]
     build_store(tmp_path / "target", [snapshot], epoch=1, local={})
     before = journaled_rows(tmp_path / "target")
     with pytest.raises(CloudCorrupt):
@@ -141,7 +146,7 @@ async def test_left_by_a_crash_and_in_the_way(tmp_path: Path) -> None:
     build_store(tmp_path / "target", [snapshot], epoch=1, local={})
     with pytest.raises(MetadataError, match="already"):
         build_store(tmp_path / "target", [snapshot], epoch=1, local={})
-    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+    assert stores_in(tmp_path) == ["source", "target"]
 
 
 async def test_place_of_an_overwritten_version_stays_in_its_epoch(tmp_path: Path) -> None:
@@ -226,7 +231,7 @@ async def test_records_that_make_no_store(tmp_path: Path, bad: JournalRecord, wh
     await store.aclose()
     with pytest.raises(MetadataError, match=why):
         build_store(tmp_path / "target", [[*snapshot, bad]], epoch=1, local={})
-    assert os.listdir(tmp_path) == ["source"]
+    assert stores_in(tmp_path) == ["source"]
     before = journaled_rows(tmp_path / "source")
     with pytest.raises(MetadataError, match=why):
         catch_up(tmp_path / "source", [[bad]], epoch=2, local={})
@@ -263,6 +268,23 @@ async def test_what_is_held_stays_if_it_is_the_same(tmp_path: Path) -> None:
         rows = await other.chunk_rows(ino, ChunkIndex(0), ChunkIndex(9))
         assert [(row.index, row.held is not None) for row in rows] == [(0, True), (1, False)]
         assert other.statistics().outbox_rows == 0
+
+
+async def test_an_upload_that_a_copy_of_this_store_finished_is_not_withdrawn(tmp_path: Path) -> None:
+    """The state folder was copied while a pack was on its way; without it the new epoch could not be read."""
+    store, ino, snapshot = await source(tmp_path)
+    build_store(tmp_path / "copy", [snapshot], epoch=1, local={})
+    async with await open_store(tmp_path / "copy") as copy:
+        for pack_id in (2, 3):
+            await copy.begin_pack(pack_id.to_bytes(16, "big"))
+    await write(store, ino, 1)
+    finished = await store.get_pack(await pack_all(store, 2))
+    journal = await cut_records(store, tmp_path / "source", snapshot=False)
+    await store.aclose()
+    catch_up(tmp_path / "copy", [journal], epoch=2, local={})
+    async with await open_store(tmp_path / "copy") as copy:
+        assert finished.pack_id == (2).to_bytes(16, "big")
+        assert await copy.pack_intents() == [(3).to_bytes(16, "big")]
 
 
 async def test_store_of_an_older_schema_is_brought_up_first(tmp_path: Path) -> None:

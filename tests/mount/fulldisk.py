@@ -53,7 +53,8 @@ class SmallDisk:
         """Give back what `fill` took, but for so many bytes."""
         with suppress(FileNotFoundError):
             os.truncate(self._filler, left_bytes)
-        _run("sync", "-f", str(self.path))  # what was freed can be used when the journal is written
+        # What was freed can be used when the journal is written.  It may tell of bytes that had no room before.
+        subprocess.run(["sync", "-f", self.path], capture_output=True, check=False, timeout=PATIENCE_S)
 
     def unmount(self) -> None:
         """Let it go, whoever is still there; for a teardown."""
