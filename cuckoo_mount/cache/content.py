@@ -178,13 +178,8 @@ class Content:
         """Return bytes all of which are here, or in `passing`: one pread where chunks are whole, zeros where not."""
         file = self.files.get(state.ino)
         slots = [state.slots.get(index) for index, _, _ in spans]
-        if (
-            file is not None
-            and not passing
-            and all(
-                slot is not None and slot.length_bytes >= end for slot, (_, _, end) in zip(slots, spans, strict=True)
-            )
-        ):
+        whole = [slot is not None and slot.length_bytes >= end for slot, (*_, end) in zip(slots, spans, strict=True)]
+        if file is not None and not passing and all(whole):
             data = os.pread(file.fd, size_bytes, offset)
             return data if len(data) == size_bytes else data.ljust(size_bytes, b"\0")
         parts = []
@@ -214,7 +209,7 @@ class Content:
         if start >= end:
             return None
         offset = index * CHUNK_SIZE_BYTES + start
-        return start, self._gather(state, [(index, start, end)], offset, end - start)
+        return start, self._gather(state, [(index, start, end)], offset, end - start, {})
 
     def _is_away(self, state: FileState, index: ChunkIndex) -> bool:
         """Return whether a read of the chunk may have to wait for a cloud."""
