@@ -29,35 +29,39 @@ _GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO})
 
 
 class SmallDisk:
-    """The kernel's ext4 in a file of `size_bytes`, mounted at `path`; `fill` is done by another program."""
+    """The kernel's ext4 in a file of `size_bytes`, mounted at `path`; `fill` is done by another program.
+
+    That file is open all the time: whatever becomes of the mount, no other disk is ever filled.
+    """
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
         self.path: Final = folder / "disk"
-        self._filler = self.path / "of another program"
         self.path.mkdir(parents=True)
+        outside = self.path.stat().st_dev
         image = folder / "image"
         with image.open("wb") as file:
             file.truncate(size_bytes)
         _run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image))
         _run("mount", "-o", "loop", str(image), str(self.path))
+        self._filler = os.open(self.path / "of another program", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        assert os.fstat(self._filler).st_dev != outside
 
     def fill(self) -> None:
         """Take all that is left, to the last byte."""
-        with self._filler.open("ab", buffering=0) as file:
-            for piece in (PIECE, 4096, 1):
-                with suppress(OSError):
-                    while True:
-                        file.write(b"x" * piece)
+        for piece in (PIECE, 4096, 1):
+            with suppress(OSError):
+                while True:
+                    os.write(self._filler, b"x" * piece)
 
     def make_room(self, left_bytes: int = 0) -> None:
         """Give back what `fill` took, but for so many bytes."""
-        with suppress(FileNotFoundError):
-            os.truncate(self._filler, left_bytes)
+        os.ftruncate(self._filler, min(left_bytes, os.fstat(self._filler).st_size))
         # What was freed can be used when the journal is written.  It may tell of bytes that had no room before.
         subprocess.run(["sync", "-f", self.path], capture_output=True, check=False, timeout=PATIENCE_S)
 
     def unmount(self) -> None:
-        """Let it go, whoever is still there; for a teardown."""
+        """Let it go, whoever is still there; for a teardown.  Nobody fills it any more."""
+        os.close(self._filler)
         subprocess.run(["umount", "--lazy", self.path], capture_output=True, check=False, timeout=PATIENCE_S)
 
 
@@ -87,8 +91,14 @@ class Filler:
         self._full_s = full_s
         self._free_s = free_s
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Filler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -120,7 +130,7 @@ class Asker:
         self._mount = mount
         self._dice = random.Random(seed)
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -196,7 +206,7 @@ class Worker:
         """Begin to work, or go on."""
         self._over.clear()
         self.is_killing.clear()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -56,7 +56,6 @@ def test_a_disk_that_is_full_again_and_again(small: SmallDiskMount, seed: int) -
 
 def fill_many(mount: SmallDiskMount, seed: int, rounds: int) -> None:
     """Work while the disk is full at times, with kills, starts, epochs and compaction; then compare everything."""
-    dice = random.Random(seed)
     mount.deadline_s = 300.0
     mount.start(cache_limit="64MiB")
     workers = [Worker(mount, f"worker{number}", f"{seed} {number}") for number in range(WORKERS)]
@@ -64,35 +63,41 @@ def fill_many(mount: SmallDiskMount, seed: int, rounds: int) -> None:
         worker.folder.mkdir()
     refused_starts = fills = 0
     for number in range(rounds):
-        filler = Filler(mount.disk, f"{seed} filler {number}", full_s=2.0, free_s=0.5)
-        asker = Asker(mount, f"{seed} asker {number}")
-        for worker in workers:
-            worker.start()
-        time.sleep(dice.uniform(1.0, 3.0))
-        crashes = number % 2 == 1
-        asker.is_over.set()
-        if crashes:
-            for worker in workers:
-                worker.is_killing.set()
-            mount.kill(detach=False)
-        asker.stop()
-        for worker in workers:
-            worker.stop()
-        if crashes:
-            mount.detach()
-            refused_starts += not start_somehow(mount, filler)
-        for worker in workers:
-            worker.compare(crashed=crashes)
-        filler.stop()
+        with Filler(mount.disk, f"{seed} filler {number}", full_s=2.0, free_s=0.5) as filler:
+            refused_starts += not work_on_full_disk(mount, workers, filler, f"{seed} {number}", crashes=number % 2 == 1)
         fills += filler.fills
         mount.check()
-        print(number, time.monotonic(), mount.status()["pending"])
     print(f"{fills=} {refused_starts=}", [worker.refused for worker in workers], [w.promises for w in workers])
     assert mount.sync()["bytes"] == 0
     compare_all(mount, workers)
     assert fills >= rounds
     assert sum(sum(worker.refused.values()) for worker in workers) > 0
     assert sum(worker.promises for worker in workers) > 10 * rounds
+
+
+def work_on_full_disk(
+    mount: SmallDiskMount, workers: list[Worker], filler: Filler, seed: str, *, crashes: bool
+) -> bool:
+    """Work for a while, and compare; return False if the daemon, killed, could not be started on the full disk."""
+    started = True
+    asker = Asker(mount, seed)
+    for worker in workers:
+        worker.start()
+    time.sleep(random.Random(seed).uniform(1.0, 3.0))
+    asker.is_over.set()
+    if crashes:
+        for worker in workers:
+            worker.is_killing.set()
+        mount.kill(detach=False)
+    asker.stop()
+    for worker in workers:
+        worker.stop()
+    if crashes:
+        mount.detach()
+        started = start_somehow(mount, filler)
+    for worker in workers:
+        worker.compare(crashed=crashes)
+    return started
 
 
 def start_somehow(mount: SmallDiskMount, filler: Filler) -> bool:
