@@ -63,7 +63,7 @@ def fill_many(mount: SmallDiskMount, seed: int, rounds: int) -> None:
         worker.folder.mkdir()
     refused_starts = fills = 0
     for number in range(rounds):
-        with Filler(mount.disk, f"{seed} filler {number}", full_s=2.0, free_s=0.5) as filler:
+        with Filler(mount.disk, f"{seed} filler {number}", full_s=1.0, free_s=0.3) as filler:
             refused_starts += not work_on_full_disk(mount, workers, filler, f"{seed} {number}", crashes=number % 2 == 1)
         fills += filler.fills
         mount.check()
@@ -83,7 +83,7 @@ def work_on_full_disk(
     asker = Asker(mount, seed)
     for worker in workers:
         worker.start()
-    time.sleep(random.Random(seed).uniform(1.0, 3.0))
+    time.sleep(random.Random(seed).uniform(0.5, 2.0))
     asker.is_over.set()
     if crashes:
         for worker in workers:

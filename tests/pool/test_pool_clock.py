@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -83,10 +82,8 @@ def test_a_clock_that_is_set_while_mounted(tmp_path: Path, jump_s: int) -> None:
         epochs = [first.status()["epoch"]["cloud"]]
         for number, offset_s in enumerate((jump_s, 0, jump_s, 2 * jump_s)):
             first.set_clock(offset_s)
-            (first.path / f"file {number}").write_bytes(b"x" * number)
+            write_settled(first.path / f"file {number}", b"x" * number)
             (first.path / "file").chmod(0o600 + number)
-            changed_s = (first.path / "file").stat().st_ctime
-            assert abs(changed_s - time.time() - offset_s) < DAY_S / 2, "a change that backup programs would not see"
             first.cuckoo("sync")
             epochs.append(first.status()["epoch"]["cloud"])
             assert first.control("gc")["objects_young"] == 1

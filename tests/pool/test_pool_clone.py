@@ -154,6 +154,7 @@ def test_a_clone_of_a_machine_that_goes_on(tmp_path: Path, make_machine: MakeMac
 def test_a_clone_that_was_made_while_packs_were_compacted(tmp_path: Path, make_machine: MakeMachine) -> None:
     """Its notes of uploads under way are about packs that the other one finished: they must stay."""
     first = made(tmp_path, make_machine)
+    (first.path / "file").unlink()
     fill(first, tmp_path / "source", files=200, random_mib=1)
     second = None
     for number in range(40):
