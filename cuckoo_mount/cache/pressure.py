@@ -132,18 +132,18 @@ class Pressure:
             await self.clouds.admit(more_bytes or 1)
 
     async def _wait_for_room(self, more_bytes: int, *, creating: bool) -> None:
+        refused_at_s = trio.current_time() + STALL_S
         while self._is_over(more_bytes):
             self.need.set()
+            # What is sent and evicted here is progress, but need not help where others take what it frees.
+            self._is_hopeless = self._is_hopeless or (self.is_disk_short and trio.current_time() >= refused_at_s)
             if self._is_hopeless and self.is_disk_short:
+                # Who comes next need not wait as long for somebody else's disk, until something is freed here.
                 raise NoSpace("the local disk is full")
             with trio.move_on_after(STALL_S) as stalled:
                 await self.room.wait()
-            if stalled.cancelled_caught:
+            if stalled.cancelled_caught and not self.is_disk_short:
                 top = self.limits.limit_bytes + self.limits.overshoot_bytes
-                if self.is_disk_short:
-                    # Who comes next need not wait as long for somebody else's disk, until something is freed here.
-                    self._is_hopeless = True
-                    raise NoSpace("the local disk is full")
                 if creating or self.used_bytes + more_bytes > top:
                     raise NoSpace("the cache is full of data that no cloud has taken yet")
                 return

@@ -11,6 +11,8 @@ import os
 import random
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -82,11 +84,17 @@ class SmallDiskMount(Mount):
 
 
 class Filler:
-    """Another program that fills the disk and frees it, again and again, by dice, until `stop`."""
+    """Another program that fills the disk and frees it, again and again, by dice, until `stop`.
 
-    def __init__(self, disk: SmallDisk, seed: str, *, full_s: float, free_s: float) -> None:
+    The first time it is full until `is_felt()`, that is until somebody was refused, or `PATIENCE_S`.
+    """
+
+    def __init__(
+        self, disk: SmallDisk, seed: str, *, is_felt: Callable[[], bool], full_s: float, free_s: float
+    ) -> None:
         self.fills = 0
         self._disk = disk
+        self._is_felt = is_felt
         self._dice = random.Random(seed)
         self._full_s = full_s
         self._free_s = free_s
@@ -102,11 +110,13 @@ class Filler:
 
     def _run(self) -> None:
         while not self._over.is_set():
-            end = self._dice.uniform(0.1, self._full_s)
-            while end > 0 and not self._over.is_set():
+            began_s = time.monotonic()
+            full_s = self._dice.uniform(0.1, self._full_s) if self.fills else PATIENCE_S
+            while time.monotonic() < began_s + full_s and not self._over.is_set():
                 self._disk.fill()  # what the drive gave back meanwhile, too
                 self._over.wait(0.05)
-                end -= 0.05
+                if not self.fills and self._is_felt():
+                    break
             self.fills += 1
             self._disk.make_room(self._dice.choice((0, 0, 5 << 20)))
             self._over.wait(self._dice.uniform(0.1, self._free_s))
@@ -197,6 +207,7 @@ class Worker:
         self.refused: dict[str, int] = {}
         self.problems: list[str] = []
         self.promises = 0
+        self.steps = 0
         self.is_killing: Final = threading.Event()
         self._dice = random.Random(seed)
         self._over = threading.Event()
@@ -229,6 +240,7 @@ class Worker:
                 if error.errno != errno.ENOSPC or step.__name__ in ("_remove", "_read"):
                     self.problems.append(f"{step.__name__} {self.folder / name}: {error}")
                     return
+            self.steps += 1
             self._over.wait(0.002)
 
     def _data(self) -> bytes:
