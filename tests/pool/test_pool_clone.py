@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from tests.mount.crashing import SEED_VARIABLE
-from tests.mount.mounting import MountError
+from tests.mount.mounting import ControlError, MountError
 from tests.pool.conftest import MakeMachine
 from tests.pool.machines import Machine, fill, three_folders
 from tests.pool.surveys import Survey, assert_same_survey, survey, write_settled
@@ -24,7 +24,7 @@ from tests.pool.test_pool_fork import assert_told, no_connection
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
-ROUNDS: Final = 25
+ROUNDS: Final = 12
 
 
 def clone(machine: Machine, make_machine: MakeMachine) -> Machine:
@@ -241,7 +241,12 @@ def go_on(machine: Machine, number: int, dice: random.Random) -> bool:
         machine.umount(wait=False)
         return False
     if dice.random() < 0.5:
-        machine.umount(wait=dice.random() < 0.5)
+        try:
+            machine.umount(wait=dice.random() < 0.5)
+        except ControlError as error:
+            assert "another machine has taken the drive over" in str(error)
+            machine.umount(wait=False)
+            return False
     elif dice.random() < 0.3:
         machine.kill()
     return True
