@@ -71,7 +71,7 @@ class Housekeeper:
     async def correct_usage(self) -> None:
         """Have the clouds' room counted anew from the metadata, unless shares are on their way that have no rows."""
         if not await self._metadata.pack_intents():
-            self._multifs.set_usage(await self._metadata.cloud_usage())
+            self._multifs.rooms.set_usage(await self._metadata.cloud_usage())
 
     def healing(self, degraded: int) -> Healing:
         """Return how healing goes, with so many packs left."""

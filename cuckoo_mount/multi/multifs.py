@@ -19,7 +19,7 @@ from cuckoo_mount.multi.fetching import ShareReader
 from cuckoo_mount.multi.figures import cloud_statistics
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
-from cuckoo_mount.multi.placement import CloudState, choose
+from cuckoo_mount.multi.placement import choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
@@ -184,7 +184,12 @@ class MultiFS:
         kept: set[bytes] = set()
         calls = [partial(self._delete_on, cloud, tuple(there), kept) for cloud, there in by_cloud.items()]
         await gather(calls)
-        return [pack for pack in packs if pack.pack_id not in kept]
+        deleted = [pack for pack in packs if pack.pack_id not in kept]
+        for pack in deleted:
+            # In one step with its rows: what is deleted of a pack that is kept will be asked for once more.
+            share_bytes = parse_policy(pack.policy).share_bytes(pack.size_bytes)
+            self.rooms.note_deleted([share.cloud for share in pack.shares], share_bytes)
+        return deleted
 
     async def _delete_on(self, cloud: CloudName, packs: Sequence[PackRow], kept: set[bytes]) -> None:
         start = 0
@@ -208,7 +213,6 @@ class MultiFS:
             except CloudError:
                 kept.update(pack.pack_id for pack in packs[start:])
                 return
-            self.rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
             start += len(batch)
 
     async def withdraw(self, pack_id: bytes, *, shares: int) -> bool:
@@ -327,10 +331,6 @@ class MultiFS:
         """Return whether no request to the cloud has begun and not ended, also if it has been dropped."""
         return not self._requests.under_way(name)
 
-    def states(self) -> list[CloudState]:
-        """Return what placement knows of every cloud."""
-        return self.rooms.states()
-
     async def look_after(self) -> None:
         """Probe what is not well or was not heard of for long, and ask for room where that may have changed.
 
@@ -385,9 +385,10 @@ class MultiFS:
             if answer is None or isinstance(answer, Space):
                 self.rooms.set_space(name, answer)
 
-    def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
-        """Take over from the metadata how many packs and bytes lie on each cloud."""
-        self.rooms.set_usage(usage)
+    def check_invariants(self, usage: Mapping[CloudName, tuple[int, int]], intents: Collection[bytes]) -> list[str]:
+        """Return one line per violated invariant (I-34, I-35).  `usage`, `intents`: the metadata's, of this moment."""
+        problems = self.rooms.check(usage, is_exact=not intents) + self._storer.check(intents)
+        return problems + self._health.check(self._clouds) + self._requests.check()
 
     def statistics(self) -> tuple[CloudStatistics, ...]:
         """Return every cloud's figures, in the order of `names`."""

@@ -448,7 +448,7 @@ async def test_statistics_have_what_status_shows(tmp_path: Path) -> None:
     entry = evolve(make_cloud(tmp_path, "a"), capacity_bytes=1 << 30)
     secret = evolve(entry.settings, name="s", url="ftp://user:hidden-word@localhost:1/x")
     setup = Setup(tmp_path, clouds={CloudName("a"): entry, CloudName("s"): evolve(entry, settings=secret)})
-    setup.multifs.set_usage({CloudName("a"): (5, 5000)})
+    setup.multifs.rooms.set_usage({CloudName("a"): (5, 5000)})
     setup.pool.always["s"] = CloudUnavailable("no answer")
     await setup.multifs.probe()
     shares = await setup.put()

@@ -196,6 +196,7 @@ async def test_cancelled_at_every_step(tmp_path: Path, ending: str) -> None:
             built = await drive.writer.build(drive.sources)
             stored = await drive.writer.store(built)
         drive.pool.on_step = drive.catalogue.on_step = lambda: None
+        assert await drive.writer.check_invariants() == []
         if ending == "discard" and built is not None and stored is None:
             await drive.writer.discard(built)
         if ending == "crash" or stored is not None or drive.catalogue.intents:
@@ -203,6 +204,7 @@ async def test_cancelled_at_every_step(tmp_path: Path, ending: str) -> None:
             drive.mount()
             await drive.writer.recover()
         assert (drive.objects(), drive.staged(), drive.catalogue.intents) == ([], [], []), f"step {step}"
+        assert await drive.writer.check_invariants() == []
         if stored is not None:
             assert step > 8, "there are more steps than that"
             return
@@ -249,7 +251,9 @@ async def test_garbage_cancelled_at_every_step(tmp_path: Path) -> None:
             finished = True
         drive.pool.on_step = drive.catalogue.on_step = lambda: None
         assert drive.catalogue.packs or not drive.objects(), "no object without a row"
+        assert await drive.writer.check_invariants() == []
         await collect_garbage(drive.catalogue, drive.multifs)
+        assert await drive.writer.check_invariants() == []
         assert (drive.objects(), drive.catalogue.packs) == ([], {})
 
 
