@@ -175,6 +175,7 @@ class MultiFS:
         """Delete all shares of these packs; return the packs of which nothing is left.  Checkpoint, raises nothing.
 
         The others wait for a cloud that did not answer; deleting again is no error.  If cancelled, any may be deleted.
+        The room counts as taken until the caller, who drops the rows, says so to `rooms`.
         What lies on a cloud that was removed from the drive is no concern of ours any more.
         """
         by_cloud: dict[CloudName, list[PackRow]] = {}
@@ -184,12 +185,7 @@ class MultiFS:
         kept: set[bytes] = set()
         calls = [partial(self._delete_on, cloud, tuple(there), kept) for cloud, there in by_cloud.items()]
         await gather(calls)
-        deleted = [pack for pack in packs if pack.pack_id not in kept]
-        for pack in deleted:
-            # In one step with its rows: what is deleted of a pack that is kept will be asked for once more.
-            share_bytes = parse_policy(pack.policy).share_bytes(pack.size_bytes)
-            self.rooms.note_deleted([share.cloud for share in pack.shares], share_bytes)
-        return deleted
+        return [pack for pack in packs if pack.pack_id not in kept]
 
     async def _delete_on(self, cloud: CloudName, packs: Sequence[PackRow], kept: set[bytes]) -> None:
         start = 0

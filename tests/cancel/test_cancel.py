@@ -485,7 +485,7 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _cache_reading: "ChunkCache.open ChunkCache.read",
     _cache_writing: "ChunkCache.admit_file ChunkCache.write ChunkCache.set_size ChunkCache.sync_file",
     _cache_saving: "ChunkCache.checkpoint ChunkCache.make_durable ChunkCache.send_all ChunkCache.evict"
-    " ChunkCache.check_invariants",
+    " ChunkCache.check_invariants PackWriter.check_invariants",
     _purge: "ChunkCache.purge",
     _pack: "PackWriter.build PackWriter.store PackWriter.withdraw_left",
     _discard: "PackWriter.discard",
