@@ -40,6 +40,19 @@ def _note_nothing(handle: FileHandle, offset: int, size_bytes: int) -> None:
     pass
 
 
+def _forget_attributes(ino: InodeNo) -> None:
+    """Make the kernel ask for a node's attributes anew, at once; only within an open of it.  No checkpoint.
+
+    Not from a thread, as others are told: open would answer first, and who asks then could still see the old number
+    of blocks.  The kernel waits here for a node that is on its way out of its memory, that is for handlers; one that
+    is being opened is not.
+    """
+    try:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
+    except OSError as error:
+        log.debug("inode %d: the kernel does not know it: %s", ino, error)
+
+
 def _caller(context: Context) -> Caller:
     return Caller(context.uid, context.gid)
 
@@ -70,6 +83,7 @@ class Operations(pyfuse3.Operations):
         self._note_read = self.pusher.note_read if options.pushing else _note_nothing
         self._stale, self._stale_receiver = trio.open_memory_channel[InodeNo | tuple[InodeNo, bytes]](STALE_MAX)
         filesystem.on_attributes_stale = self._note_stale
+        filesystem.on_first_writer = _forget_attributes
         filesystem.on_name_stale = lambda parent, name: self._note_stale((parent, name))
 
     def _shown(self, inode: Inode) -> pyfuse3.EntryAttributes:

@@ -87,6 +87,9 @@ class PartedFS:
         """Whether reading moves atime, as relatime does."""
         self.on_attributes_stale: Callable[[InodeNo], None] = lambda ino: None
         """Called when attributes are no longer what callers were told, for another reason than what they asked for."""
+        self.on_first_writer: Callable[[InodeNo], None] = lambda ino: None
+        """Called within `open`, before it answers, when a file without content is opened for writing: `is_written`
+        is news, and must be known to who asks next."""
         self.on_name_stale: Callable[[InodeNo, bytes], None] = lambda parent, name: None
         """Called when a name in a directory came, went or changed by itself: by a repair."""
 
@@ -127,7 +130,7 @@ class PartedFS:
         handle = FileHandle(state, writing=writing, drops_privileges=drops_privileges, leaves_atime=leaves_atime)
         number = self.handles.add_file(handle)
         if writing and state.writers == 1 and not self._cache.overlay(inode).chunk_count:
-            self.on_attributes_stale(ino)  # `is_written` is news
+            self.on_first_writer(ino)
         if flags & os.O_TRUNC:
             try:
                 await (self._resize(handle, 0) if state.size_bytes else self._drop_privileges(handle))
