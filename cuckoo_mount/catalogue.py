@@ -30,6 +30,9 @@ class PackCatalogue(Protocol):
     async def pack_intents(self) -> list[bytes]:
         """Return the ids of all packs begun and neither finished nor abandoned."""
 
+    async def cloud_usage(self) -> dict[CloudName, tuple[int, int]]:
+        """Return per cloud how many packs have a share there, and the bytes of those shares."""
+
     async def abandon_pack(self, pack_id: bytes) -> None:
         """Remove the intent of a pack of which nothing is stored any more."""
 

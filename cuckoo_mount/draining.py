@@ -165,7 +165,7 @@ class Drainer:
             )
         shares_bytes = sum(each.share_bytes(size_bytes) * each.shares for each, size_bytes in sizes)
         stored = shares_bytes * policy.data // policy.shares
-        if not fits_without(self._multifs.states(), name, policy, stored):
+        if not fits_without(self._multifs.rooms.states(), name, policy, stored):
             raise UsageError(
                 f"what is stored does not fit on the other clouds with {describe_policy(policy)}; first: "
                 "cuckoo cloud add NAME URL, or delete files and run: cuckoo gc --keep 1"

@@ -293,7 +293,7 @@ async def open_drive(
         policies.set_default(config.redundancy)
         await load_policies(metadata, policies)
         ticks = await open_session(metadata, state_folder=paths.state, cache_folder=paths.cache)
-        multifs.set_usage(await metadata.cloud_usage())
+        multifs.rooms.set_usage(await metadata.cloud_usage())
         writer = PackWriter(
             metadata,
             multifs,

@@ -156,6 +156,9 @@ class DriveChecker:
         self._phase = "metadata"
         tally = _Tally()
         await self._look(tally, repair=repair)
+        if repair and not await self._metadata.pack_intents():
+            # Counters were repaired, and rows of shares (I-34).
+            self._multifs.rooms.set_usage(await self._metadata.cloud_usage())
         self._phase = "clouds"
         scrubbed = await self._scrubber.scrub(ScrubRequest(dry_run=not repair, heal=repair, thorough=True))
         search = await find_orphans(self._multifs, self._drive_id, partial(load_known, self._metadata))

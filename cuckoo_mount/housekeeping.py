@@ -1,7 +1,7 @@
 """What an open drive does by itself: looks after clouds and epochs, heals, deletes and compacts, makes room when full.
 
-Used by drive.py.  For one trio loop.  Three tasks: the round of every minute, healing, and making room for writers who
-find the clouds full.  An idle drive makes at most about one request per minute and cloud.
+Used by drive.py.  For one trio loop.  Four tasks: renewing the right to write, the round of every minute, healing, and
+making room for writers who find the clouds full.  An idle drive makes at most about one request per minute and cloud.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Housekeeper:
     async def run(self) -> None:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_claim)
             nursery.start_soon(self._every_minute)
             nursery.start_soon(self._make_room)
             nursery.start_soon(self._collector.run_healing, lambda: self.may_write)
@@ -75,7 +76,7 @@ class Housekeeper:
     async def correct_usage(self) -> None:
         """Have the clouds' room counted anew from the metadata, unless shares are on their way that have no rows."""
         if not await self._metadata.pack_intents():
-            self._multifs.set_usage(await self._metadata.cloud_usage())
+            self._multifs.rooms.set_usage(await self._metadata.cloud_usage())
 
     def healing(self, degraded: int) -> Healing:
         """Return how healing goes, with so many packs left."""
@@ -121,6 +122,13 @@ class Housekeeper:
             log.info("collected: %s", collected)
             self._cache.retry_sending()
 
+    async def _keep_claim(self) -> None:
+        """A task of its own: a round of the other may take longer than a claim lasts, where clouds are slow."""
+        while True:
+            await trio.sleep(HOUSEKEEPING_S)
+            if self.may_write:
+                await self._engine.keep_claim()
+
     async def _every_minute(self) -> None:
         for minute in itertools.count():
             if self._writing and minute % PASSED_EVERY == 0:
@@ -128,8 +136,7 @@ class Housekeeper:
             await trio.sleep(HOUSEKEEPING_S)
             await self._multifs.look_after()
             await self.correct_usage()
-            # Nothing here waits for its turn: that would keep the claim from being renewed while packs are moved or a
-            # cloud is cleared.
+            # Nothing here waits for its turn: while packs are moved or a cloud is cleared the rest goes on.
             if self.may_write:
                 if not self._roster.lock.locked():
                     await self._roster.sign_new()

@@ -169,7 +169,7 @@ class Rebalancer:
                         length = parse_policy(row.policy).share_bytes(row.size_bytes)
                         dead_bytes[share.cloud] = dead_bytes.get(share.cloud, 0) + length
             await trio.lowlevel.checkpoint()
-        return [_without(cloud, dead_bytes.get(cloud.name, 0)) for cloud in self._multifs.states()], rows
+        return [_without(cloud, dead_bytes.get(cloud.name, 0)) for cloud in self._multifs.rooms.states()], rows
 
 
 def _without(cloud: CloudState, dead_bytes: int) -> CloudState:

@@ -100,6 +100,7 @@ class ChunkCache:
         )
         self._checkpointer: Final = Checkpointer(self._content)
         completer = Completer(self._content, self._checkpointer, reader)
+        self._writer: Final = writer
         self._sender: Final = PackSender(self._content, writer)
         self._writeback: Final = WriteBack(
             self._content,
@@ -305,8 +306,9 @@ class ChunkCache:
         )
 
     async def check_invariants(self) -> list[str]:
-        """Return one line per violated invariant of the cache and the metadata; empty when all hold."""
-        return await self._metadata.check_invariants() + await check_cache(self._content)
+        """Return one line per violated invariant of cache, metadata, packs and clouds; empty when all hold."""
+        found = await self._metadata.check_invariants() + await check_cache(self._content)
+        return found + await self._writer.check_invariants()
 
 
 async def open_session(metadata: Metadata, *, state_folder: Path, cache_folder: Path) -> tuple[int, int]:

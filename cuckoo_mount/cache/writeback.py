@@ -1,8 +1,9 @@
 """Sending what is dirty as it comes: when to freeze what, and pack after pack.
 
-Used by chunkcache.py.  Loop only.  A pack is begun when enough is dirty for a full one, when nothing changed for
-`IDLE_S`, or when somebody waits for everything (`sync`); none while a cut is made and sent (cutting.py).  Failures of
-clouds are a state, not an error: the data stay dirty and are tried again with growing pauses.  Invariant: I-7.
+Used by chunkcache.py.  Loop only.  A pack is begun when enough is dirty for a full one, when nothing changed for some
+seconds (pausing.py), or when somebody waits for everything (`sync`); none while a cut is made and sent (cutting.py).
+Failures of clouds are a state, not an error: the data stay dirty and are tried again with growing pauses.  Invariant:
+I-7.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cuckoo_mount.cache.checkpoint import Checkpointer
 from cuckoo_mount.cache.completing import Completer
 from cuckoo_mount.cache.content import Content
 from cuckoo_mount.cache.frozen import Frozen
+from cuckoo_mount.cache.pausing import SendPauses
 from cuckoo_mount.cache.sending import PackSender
 from cuckoo_mount.errors import CuckooError, MetadataError
 from cuckoo_mount.locks import Pulse
@@ -22,7 +24,6 @@ from cuckoo_mount.multi.policies import Policies
 from cuckoo_mount.packs.choosing import MAX_CHUNKS_PER_PACK
 from cuckoo_mount.types import VersionNo
 
-IDLE_S: Final = 5.0
 POLL_S: Final = 1.0
 MAX_PACKS_AT_ONCE: Final = 3
 
@@ -54,6 +55,7 @@ class WriteBack:
         self._under_way = 0
         self._ended = Pulse()
         self._completing = False
+        self._pauses = SendPauses()
 
     async def send_all(self) -> None:
         """Return when everything written before this call is on clouds.  Waits as long as it takes; cancel to give
@@ -88,6 +90,8 @@ class WriteBack:
         self._sender.kick.set()
         while self._under_way:
             await self._ended.wait()
+        if dirty_bytes := self._metadata.statistics().dirty_bytes:
+            self._pauses.note_sent(dirty_bytes)  # by the cut
 
     def resume(self) -> None:
         """Begin packs again."""
@@ -102,7 +106,7 @@ class WriteBack:
     async def run(self) -> None:
         """Send until cancelled."""
         idle_s = 0.0
-        seen = 0
+        seen, is_idle = 0, False
         async with trio.open_nursery() as nursery:
             while True:
                 with trio.move_on_after(POLL_S) as timeout:
@@ -111,10 +115,14 @@ class WriteBack:
                 statistics = self._metadata.statistics()
                 idle_s = idle_s + POLL_S if statistics.dirty_bytes == seen and timeout.cancelled_caught else 0.0
                 seen = statistics.dirty_bytes
+                is_idle = is_idle and idle_s > 0.0
                 if not statistics.dirty_chunks or self._held or self._stopped:
                     continue
                 pressure = self._content.pressure
-                urgent = self._hurry > 0 or pressure.is_high or pressure.clouds.waiting > 0 or idle_s >= IDLE_S
+                if not is_idle and idle_s >= self._pauses.pause_s(statistics.dirty_bytes):
+                    is_idle = True
+                    self._pauses.note_sent(statistics.dirty_bytes)
+                urgent = self._hurry > 0 or pressure.is_high or pressure.clouds.waiting > 0 or is_idle
                 if not self._completing:
                     self._completing = True
                     nursery.start_soon(self._complete_partials)

@@ -151,16 +151,23 @@ class EpochEngine:
     def _has_clouds(self) -> bool:
         return any(self._joining.clouds.is_up(name) for name in self._joining.clouds.names)
 
+    async def keep_claim(self) -> None:
+        """Once a minute, also while epochs or packs are on their way for hours: show that this writer lives.
+
+        Whoever does not see that takes over.  Checkpoint, raises nothing.
+        """
+        try:
+            if self._publisher is not None and not self._refused:
+                self._note_refusal(await self._publisher.keep_claim())
+        except OSError as error:
+            log.warning("the right to write could not be renewed: %s", error)
+
     async def look_after(self) -> None:
-        """Once a minute: join where that was not possible yet, bring clouds up to date that were away, keep the claim.
+        """Once a minute: join where that was not possible yet, bring clouds up to date that were away.
 
         At most about one request per minute and cloud while nothing happens.  Checkpoint.  Raises: MetadataError.
         """
         try:
-            publisher = self._publisher
-            if publisher is not None and not self._refused:
-                # Also while an epoch is on its way for hours: whoever does not see us renew takes over.
-                self._note_refusal(await publisher.keep_claim())
             if not self._lock.locked():
                 async with self._lock:
                     await self._tend()

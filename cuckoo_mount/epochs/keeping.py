@@ -22,7 +22,7 @@ DAY_NS: Final = 24 * HOUR_NS
 JOURNALS_MAX: Final = 300
 """Recovery reads one object per journal; more than so many after a snapshot make a new one."""
 SMALL_BYTES: Final = 1 << 20
-"""A snapshot up to this size is made anew every hour, so that the journals of the hour before can go."""
+"""A snapshot up to this size is made anew every hour, so that recovery reads few journals."""
 JOURNAL_BYTES_MIN: Final = 256 << 10
 
 

@@ -90,6 +90,3 @@ class PackMetadata(ScrubbedCatalogue, Protocol):
 
         Reads all of them.
         """
-
-    async def cloud_usage(self) -> dict[CloudName, tuple[int, int]]:
-        """Return per cloud: packs with a share there, and bytes of those shares."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from typing import Final
 
@@ -358,6 +358,18 @@ class Health:
         """Return in how many seconds the first of these clouds may be asked; 0 for now."""
         now_s = self._clock()
         return min((0.0 if self.may_ask(name) else self.state(name).retry_at_s - now_s for name in clouds), default=0.0)
+
+    def check(self, clouds: Collection[CloudName]) -> list[str]:
+        """Return what is wrong with the book of these clouds, which are all of the drive."""
+        known = self._states.keys() | self._counters.keys() | self._heard_at_s.keys() | self._failed_at_s.keys()
+        problems = [f"I-35: {name} is no cloud of the drive any more" for name in known - set(clouds)]
+        for name in clouds:
+            state, counted = self.state(name), self.counters(name)
+            if state.condition in UP and not state.is_confirmed:
+                problems.append(f"I-35: cloud {name} is {state.condition.value}, and its drive.json was not read")
+            if not 0 <= counted.rejected <= counted.errors <= counted.requests:
+                problems.append(f"I-35: the counters of cloud {name} do not add up: {counted}")
+        return problems
 
     def forget(self, cloud: CloudName) -> None:
         """Drop what is known of a cloud that was removed from the drive."""

@@ -199,6 +199,17 @@ class Limits:
         """Return the account's limit now, None without one."""
         return self._queue(account).rate.per_s
 
+    def check(self) -> list[str]:
+        """Return what is wrong with the queues: who stands first in one, and how fast an account may be asked."""
+        problems = []
+        for queue in self._queues.values():
+            ceiling_per_s, per_s = queue.rate.ceiling_per_s, queue.rate.per_s
+            if queue.waiting and queue.waiting[0] != min(queue.waiting):
+                problems.append("I-35: somebody stands before who came first")
+            if ceiling_per_s is not None and (per_s is None or per_s > ceiling_per_s):
+                problems.append(f"I-35: {per_s} requests per second are allowed, the user said {ceiling_per_s}")
+        return problems
+
     def keep_only(self, accounts: Iterable[Account]) -> None:
         """Forget all other accounts that nobody waits for."""
         kept = set(accounts)

@@ -19,7 +19,7 @@ from cuckoo_mount.multi.fetching import ShareReader
 from cuckoo_mount.multi.figures import cloud_statistics
 from cuckoo_mount.multi.health import Condition, Health, Request
 from cuckoo_mount.multi.jobs import withdraw_pack
-from cuckoo_mount.multi.placement import CloudState, choose
+from cuckoo_mount.multi.placement import choose
 from cuckoo_mount.multi.records import TRANSFER_BASE_S, CloudEntry, CloudStatistics
 from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.multi.requests import CloudRequests, Pool, gather
@@ -175,6 +175,7 @@ class MultiFS:
         """Delete all shares of these packs; return the packs of which nothing is left.  Checkpoint, raises nothing.
 
         The others wait for a cloud that did not answer; deleting again is no error.  If cancelled, any may be deleted.
+        The room counts as taken until the caller, who drops the rows, says so to `rooms`.
         What lies on a cloud that was removed from the drive is no concern of ours any more.
         """
         by_cloud: dict[CloudName, list[PackRow]] = {}
@@ -208,7 +209,6 @@ class MultiFS:
             except CloudError:
                 kept.update(pack.pack_id for pack in packs[start:])
                 return
-            self.rooms.note_deleted(cloud, [parse_policy(pack.policy).share_bytes(pack.size_bytes) for pack in batch])
             start += len(batch)
 
     async def withdraw(self, pack_id: bytes, *, shares: int) -> bool:
@@ -327,10 +327,6 @@ class MultiFS:
         """Return whether no request to the cloud has begun and not ended, also if it has been dropped."""
         return not self._requests.under_way(name)
 
-    def states(self) -> list[CloudState]:
-        """Return what placement knows of every cloud."""
-        return self.rooms.states()
-
     async def look_after(self) -> None:
         """Probe what is not well or was not heard of for long, and ask for room where that may have changed.
 
@@ -385,9 +381,10 @@ class MultiFS:
             if answer is None or isinstance(answer, Space):
                 self.rooms.set_space(name, answer)
 
-    def set_usage(self, usage: Mapping[CloudName, tuple[int, int]]) -> None:
-        """Take over from the metadata how many packs and bytes lie on each cloud."""
-        self.rooms.set_usage(usage)
+    def check_invariants(self, usage: Mapping[CloudName, tuple[int, int]], intents: Collection[bytes]) -> list[str]:
+        """Return one line per violated invariant (I-34, I-35).  `usage`, `intents`: the metadata's, of this moment."""
+        problems = self.rooms.check(usage, is_exact=not intents) + self._storer.check(intents)
+        return problems + self._health.check(self._clouds) + self._requests.check()
 
     def statistics(self) -> tuple[CloudStatistics, ...]:
         """Return every cloud's figures, in the order of `names`."""

@@ -86,6 +86,11 @@ class CloudRequests:
         """Return how many requests to the cloud have begun and not ended."""
         return self._under_way[cloud]
 
+    def check(self) -> list[str]:
+        """Return what is wrong with the book of requests."""
+        problems = [f"I-35: {count} requests are under way" for count in self._under_way.values() if count < 0]
+        return problems + self.limits.check()
+
     async def ask(
         self,
         cloud: CloudName,
@@ -108,22 +113,29 @@ class CloudRequests:
         """
         ends_at_s = trio.current_time() + deadline_s
         while True:
-            settings = self._settings(cloud)
-            account = account_of(self._clouds[cloud].settings)
+            settings, entry = self._settings(cloud), self._clouds[cloud]
+            account = account_of(entry.settings)
             try:
                 await self.limits.turn(account, requests, urgent=urgent, deadline_s=ends_at_s - trio.current_time())
             except CloudBusy as error:
                 raise error.retold(cloud=cloud) from None
-            watch = _Watch(request, bytes_up, bytes_down)
+            watch = _Watch(entry, request, bytes_up, bytes_down)
             try:
                 result = await self._ask_once(cloud, settings, watch, job, *args, deadline_s=deadline_s)
             except CloudBusy as error:
-                self.limits.note_rejected(account, error.retry_after_s)
+                if self._is_same(cloud, entry):
+                    self.limits.note_rejected(account, error.retry_after_s)
                 if urgent or not self._health.is_up(cloud) or trio.current_time() >= ends_at_s:
                     raise
                 continue
-            self.limits.note_accepted(account, requests)
+            if self._is_same(cloud, entry):
+                self.limits.note_accepted(account, requests)
             return result
+
+    def _is_same(self, cloud: CloudName, entry: CloudEntry) -> bool:
+        """Return whether the cloud is where it was when a request began: else its answer says nothing about it."""
+        now = self._clouds.get(cloud)
+        return now is not None and (now.settings, now.cloud_id) == (entry.settings, entry.cloud_id)
 
     async def _ask_once(
         self,
@@ -143,9 +155,10 @@ class CloudRequests:
             known = _as_cloud_error(error, cloud, watch.request)
             if known is None:
                 raise
-            if isinstance(known, CloudTimeout):
-                self._note_given_up(cloud, watch)
-            self._health.report(cloud, watch.request, known)
+            if self._is_same(cloud, watch.entry):
+                if isinstance(known, CloudTimeout):
+                    self._note_given_up(cloud, watch)
+                self._health.report(cloud, watch.request, known)
             raise known from None
         except BaseException as error:
             if not isinstance(error, Exception):  # a cancellation, perhaps as a group of them
@@ -153,12 +166,14 @@ class CloudRequests:
             raise
         finally:
             self._under_way[cloud] -= 1
+        if not self._is_same(cloud, watch.entry):
+            return result
         pace = self.paces.note(cloud, watch.request, watch.size_bytes, watch.seconds) if watch.is_measured else None
         self._health.report(cloud, watch.request, None, bytes_up=watch.bytes_up, bytes_down=watch.bytes_down, pace=pace)
         return result
 
     def _note_given_up(self, cloud: CloudName, watch: _Watch) -> None:
-        if watch.is_measured and watch.is_started and cloud in self._clouds:
+        if watch.is_measured and watch.is_started and self._is_same(cloud, watch.entry):
             late_s = self.paces.late_s(cloud, watch.request, watch.size_bytes)
             if watch.seconds >= late_s:
                 pace = self.paces.note_given_up(cloud, watch.request, watch.size_bytes, watch.seconds)
@@ -218,9 +233,13 @@ class CloudRequests:
 
 
 class _Watch:
-    """Times one request from when a worker gets it: waiting for a worker is no cloud's fault."""
+    """Times one request from when a worker gets it: waiting for a worker is no cloud's fault.
 
-    def __init__(self, request: Request, bytes_up: int, bytes_down: int) -> None:
+    `entry`: what the cloud was when it began.
+    """
+
+    def __init__(self, entry: CloudEntry, request: Request, bytes_up: int, bytes_down: int) -> None:
+        self.entry: Final = entry
         self.request: Final = request
         self.bytes_up: Final = bytes_up
         self.bytes_down: Final = bytes_down

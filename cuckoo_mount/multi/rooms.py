@@ -11,7 +11,7 @@ what is left on each cloud is never a whole number of chunks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from attrs import evolve
@@ -64,6 +64,18 @@ class Rooms:
         """Return (packs, bytes) on a cloud."""
         return self._usage.get(cloud, (0, 0))
 
+    def check(self, usage: Mapping[CloudName, tuple[int, int]], *, is_exact: bool) -> list[str]:
+        """Return how this differs from `usage` of the metadata: more may be counted, of packs that have no rows yet.
+
+        `is_exact`: there are no such packs.
+        """
+        problems = []
+        for name in self._clouds:
+            counted, known = self.usage(name), usage.get(name, (0, 0))
+            if counted != known and (is_exact or counted[0] < known[0] or counted[1] < known[1]):
+                problems.append(f"I-34: {counted} packs and bytes are counted on cloud {name}, the rows say {known}")
+        return problems
+
     def set_space(self, cloud: CloudName, space: Space | None) -> None:
         """Take note of what a cloud said about its room just now; None: that it never tells."""
         self._space[cloud] = space
@@ -98,12 +110,13 @@ class Rooms:
         """Return the bytes of shares on their way to a cloud."""
         return self._under_way.get(cloud, 0)
 
-    def note_deleted(self, cloud: CloudName, sizes_bytes: Sequence[int]) -> None:
-        """Count shares of these sizes as gone."""
-        packs, used = self.usage(cloud)
-        self._usage[cloud] = (max(0, packs - len(sizes_bytes)), max(0, used - sum(sizes_bytes)))
-        self._add_free(cloud, sum(sizes_bytes))
-        self._changed.add(cloud)
+    def note_deleted(self, clouds: Iterable[CloudName], share_bytes: int) -> None:
+        """Count one share of that size as gone on each of these clouds."""
+        for cloud in clouds:
+            packs, used = self.usage(cloud)
+            self._usage[cloud] = (max(0, packs - 1), max(0, used - share_bytes))
+            self._add_free(cloud, share_bytes)
+            self._changed.add(cloud)
 
     def _add_free(self, cloud: CloudName, difference_bytes: int) -> None:
         space = self._space.get(cloud)

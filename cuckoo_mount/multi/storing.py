@@ -5,7 +5,7 @@ Used by multi/multifs.py.  For one trio loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from cuckoo_mount.errors import CloudError, CloudUnavailable, CuckooError, DataUnavailable
@@ -38,6 +38,7 @@ class PackStorer:
         self._drive_id = drive_id
         self._strays: dict[bytes, set[CloudName]] = {}
         self._halfway: dict[bytes, _Upload] = {}
+        self._rounds = 0
 
     def take_strays(self, pack_id: bytes, shares: Sequence[ShareRow]) -> frozenset[CloudName]:
         """Return, and forget, the clouds where a failed upload of the pack may have left an object; see MultiFS."""
@@ -45,10 +46,19 @@ class PackStorer:
 
     def forget(self, pack_id: bytes) -> None:
         """Forget the shares of an upload that was not finished, and the room they take: the pack is withdrawn."""
+        self._strays.pop(pack_id, None)
         upload = self._halfway.pop(pack_id, None)
         if upload is not None:
-            for cloud in upload.clouds:
-                self._rooms.note_deleted(cloud, [upload.share_bytes])
+            self._rooms.note_deleted(upload.clouds, upload.share_bytes)
+
+    def check(self, intents: Collection[bytes]) -> list[str]:
+        """Return what is wrong with what is remembered of uploads."""
+        known = self._halfway.keys() | self._strays.keys()
+        problems = [f"I-34: pack {pack_id.hex()} is remembered without an intent" for pack_id in known - set(intents)]
+        sending = {name: self._rooms.sending_bytes(name) for name in self._clouds}
+        if any(count < 0 or (count and not self._rounds) for count in sending.values()):
+            problems.append(f"I-34: the account of shares on their way does not add up: {sending}")
+        return problems
 
     async def put_pack(
         self,
@@ -118,10 +128,12 @@ class PackStorer:
         strays = self._strays.setdefault(upload.pack_id, set())
         strays.update(shares.values())
         stored: set[CloudName] = set()
+        self._rounds += 1
         try:
             outcomes = await gather([*puts, *probes])
             stored.update(cloud for cloud, error in zip(shares.values(), outcomes, strict=False) if error is None)
         finally:
+            self._rounds -= 1
             strays -= stored
             for cloud in shares.values():
                 self._rooms.end(cloud, upload.share_bytes, stored=cloud in stored)

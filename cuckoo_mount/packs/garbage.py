@@ -89,14 +89,17 @@ async def collect_garbage(
     waiting = {pack.number: _waiting(multifs, pack) for pack in dead}
     deletable = [evolve(pack, shares=_deletable(multifs, pack)) for pack in dead]
     deleted = await multifs.delete_packs(deletable)
-    packs = 0
+    packs = freed_bytes = 0
     for pack in deleted:
+        share_bytes = parse_policy(pack.policy).share_bytes(pack.size_bytes)
+        freed_bytes += share_bytes * len(pack.shares)
+        # In one step with the rows, so that the book of room agrees with them (I-34).
+        multifs.rooms.note_deleted([share.cloud for share in pack.shares], share_bytes)
         if waiting[pack.number]:
             await metadata.forget_shares(pack.number, {share.cloud for share in pack.shares})
         else:
             await metadata.forget_pack(pack.number)
             packs += 1
-    freed_bytes = sum(parse_policy(pack.policy).share_bytes(pack.size_bytes) * len(pack.shares) for pack in deleted)
     last = dead[-1].number if len(dead) == limit else None
     return Garbage(packs, freed_bytes, len(dead) - packs, last)
 

@@ -24,6 +24,7 @@ from cuckoo_mount.clock import now_ns
 from cuckoo_mount.errors import Busy, DataTimeout, DataUnavailable, MetadataError, ReadOnly
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.multifs import MultiFS
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.collecting import Collector
 from cuckoo_mount.packs.comparing import BAD, Consequence, Verdict, compare, decide
 from cuckoo_mount.packs.examining import Examiner, Place
@@ -307,6 +308,8 @@ class _Run:
         left_over = {share.cloud for share in consequence.drop if found[share] is Verdict.DAMAGED}
         if await self._metadata.drop_shares(pack.number, consequence.drop, left_over=left_over):
             self._reader.forget(pack.number)
+            share_bytes = parse_policy(pack.policy).share_bytes(pack.size_bytes)
+            self._multifs.rooms.note_deleted([share.cloud for share in consequence.drop], share_bytes)
             clouds = ", ".join(share.cloud for share in consequence.drop)
             log.warning("pack %s: shares on %s are lost or damaged", pack.pack_id.hex(), clouds)
         if consequence.keep:

@@ -38,6 +38,7 @@ BUILD_DEADLINE_S: Final = 120.0
 QUIET_S: Final = 60.0
 QUIET_POLL_S: Final = 0.1
 
+PACK_SUFFIX: Final = ".pack"
 FRAME_BYTES: Final = 4096
 FRAME_PART: Final = 32
 """About what a pack needs besides its chunks.  Thousands of tiny chunks need more: whoever sends halves it then."""
@@ -94,6 +95,8 @@ class PackWriter:
         self.policies: Final = policies or Policies()
         self.pack_size_bytes: Final = pack_size_bytes
         self.staging_dir: Final = staging_dir
+        self._files: set[bytes] = set()
+        self._lost_files: set[bytes] = set()
         self._begun: set[bytes] = set()
         self._left: set[bytes] = set()
         self._sent_until_s: dict[bytes, float] = {}
@@ -135,7 +138,7 @@ class PackWriter:
         Raises: NoSpace, DataUnavailable (see `build_pack`), CloudUnavailable (the worker died or was too slow).
         """
         pack_id = os.urandom(ID_BYTES)
-        target = self.staging_dir / f"{pack_id.hex()}.pack"
+        target = self.staging_dir / f"{pack_id.hex()}{PACK_SUFFIX}"
         spec = BuildSpec(
             drive_id=self._drive_id,
             pack_id=pack_id,
@@ -146,10 +149,13 @@ class PackWriter:
             seal_repeats=seal_repeats,
             policy=parse_policy(policy or self.policies.default),
         )
+        self._files.add(pack_id)
         try:
             return await self._pool.run(build_pack, spec, deadline_s=BUILD_DEADLINE_S)
         except BaseException:  # cancellation, too
             self._remove(str(target), spec.policy)
+            self._files.discard(pack_id)
+            self._lost_files.add(pack_id)
             raise
 
     async def store(self, built: BuiltPack, *, rewriting: bool = False) -> StoredPack:
@@ -181,9 +187,10 @@ class PackWriter:
                 self._note_abandoned(built.pack_id, built.size_bytes)
             raise
         # From here on a cancellation waits: what is stored must be reported.
-        self._begun.discard(built.pack_id)
+        self._sent_until_s.pop(built.pack_id, None)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._remove, built.path, built.policy)
+            await self._remove_files(built)
+        self._begun.discard(built.pack_id)
         strays = self._multifs.take_strays(built.pack_id, shares)
         return StoredPack(built.pack_id, policy, built.size_bytes, shares, strays)
 
@@ -193,7 +200,7 @@ class PackWriter:
         Where a cloud does not answer, the intent stays for `withdraw_left`; that of a pack that was stored and never
         finished stays for the next `recover`.  One that was finished is not touched.
         """
-        await trio.to_thread.run_sync(self._remove, built.path, built.policy)
+        await self._remove_files(built)
         if built.pack_id in self._begun:
             self.leave(built)
             await self._withdraw(built.pack_id)
@@ -201,12 +208,15 @@ class PackWriter:
     def leave(self, built: BuiltPack) -> None:
         """Give up a built pack now, without waiting: `withdraw_left` or the next mount clears it away."""
         self._remove(built.path, built.policy)
+        self._files.discard(built.pack_id)
         if built.pack_id in self._begun:
             self._begun.discard(built.pack_id)
             self._left.add(built.pack_id)
 
     def renounce(self, stored: StoredPack) -> None:
         """Give up a pack that is stored and was not finished: `withdraw_left` or the next mount clears it away."""
+        share_bytes = parse_policy(stored.policy).share_bytes(stored.size_bytes)
+        self._multifs.rooms.note_deleted([share.cloud for share in stored.shares], share_bytes)
         self._left.add(stored.pack_id)
 
     def leave_intent(self, pack_id: bytes, *, uploading_bytes: int = 0) -> None:
@@ -273,6 +283,28 @@ class PackWriter:
         if kept:
             log.warning("%d interrupted uploads are cleared away later: not every cloud answers", kept)
         return Recovery(withdrawn, kept, files)
+
+    async def _remove_files(self, built: BuiltPack) -> None:
+        await trio.to_thread.run_sync(self._remove, built.path, built.policy)
+        self._files.discard(built.pack_id)
+
+    async def check_invariants(self) -> list[str]:
+        """Return one line per violated invariant of packs under way and of the clouds; empty when all hold.
+
+        Of the same moment of the metadata, the staging folder and the room on the clouds (I-9, I-17, I-34, I-35).
+        """
+        intents, usage = set(await self._metadata.pack_intents()), await self._metadata.cloud_usage()
+        problems = []
+        for what, packs in (("begun", self._begun), ("given up", self._left), ("cancelled", set(self._sent_until_s))):
+            problems += [f"I-9: pack {pack_id.hex()} is {what} and has no intent" for pack_id in packs - intents]
+        problems += [f"I-17: pack {pack_id.hex()} is begun and given up" for pack_id in self._begun & self._left]
+        known = self._files | self._lost_files
+        problems += [
+            f"I-17: {name} in the staging folder is no pack's that is under way"
+            for name in sorted(os.listdir(self.staging_dir))
+            if PACK_SUFFIX in name and bytes.fromhex(name.partition(PACK_SUFFIX)[0]) not in known
+        ]
+        return problems + self._multifs.check_invariants(usage, intents)
 
     def _remove(self, path: str, policy: Policy) -> None:
         numbers = () if policy.is_copies else range(policy.data, policy.shares)

@@ -140,6 +140,7 @@ class RigPlace:
         pool, keys = HeldPool(), DriveKeys(self.drive_key)
         entry = CloudEntry(settings=settings, cloud_id=self.cloud_id)
         multifs = MultiFS({CloudName("local"): entry}, pool, Health(), self.drive_id)
+        multifs.rooms.set_usage(await metadata.cloud_usage())
         await multifs.probe()
         staging = self.root / "state" / "staging"
         writer = PackWriter(

@@ -372,6 +372,7 @@ async def _epoch(scene: Scene) -> None:
     await scene.engine.make(bounded=True)
     await scene.engine.send_all()
     await scene.engine.look_after()
+    await scene.engine.keep_claim()
     await scene.engine.trim(2)
 
 
@@ -485,7 +486,7 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _cache_reading: "ChunkCache.open ChunkCache.read",
     _cache_writing: "ChunkCache.admit_file ChunkCache.write ChunkCache.set_size ChunkCache.sync_file",
     _cache_saving: "ChunkCache.checkpoint ChunkCache.make_durable ChunkCache.send_all ChunkCache.evict"
-    " ChunkCache.check_invariants",
+    " ChunkCache.check_invariants PackWriter.check_invariants",
     _purge: "ChunkCache.purge",
     _pack: "PackWriter.build PackWriter.store PackWriter.withdraw_left",
     _discard: "PackWriter.discard",
@@ -496,7 +497,7 @@ OPERATIONS: Final[dict[Operation, str]] = {
     _clouds: "MultiFS.look_after MultiFS.probe MultiFS.list_packs MultiFS.refresh_space MultiFS.ask"
     " MultiFS.consult MultiFS.delete_objects",
     _shares: "MultiFS.put_pack MultiFS.get_range MultiFS.first_whole MultiFS.withdraw MultiFS.delete_packs",
-    _epoch: "EpochEngine.make EpochEngine.send_all EpochEngine.look_after EpochEngine.trim",
+    _epoch: "EpochEngine.make EpochEngine.send_all EpochEngine.look_after EpochEngine.keep_claim EpochEngine.trim",
     _drive: "Drive.send_all Drive.status Drive.degraded_packs Drive.retry_clouds Drive.evict_all"
     " Drive.check_invariants",
     _roster: "Roster.add Roster.change Roster.load Roster.sign_new Roster.put_slots Roster.note_redundancy Roster.test"

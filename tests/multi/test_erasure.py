@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuckoo_mount.multi.erasure import data_of, parity_of, split, ways
@@ -28,6 +28,7 @@ def inverse(a: int) -> int:
 policies = st.builds(Policy, data=st.integers(2, 12), parity=st.integers(1, 6))
 
 
+@settings(deadline=None)  # the first call imports what computes
 @given(st.binary(min_size=1, max_size=3000), policies, st.randoms(use_true_random=False))
 def test_any_k_shares_are_enough(pack: bytes, policy: Policy, dice: object) -> None:
     shares = split(pack, policy)

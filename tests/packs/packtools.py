@@ -15,6 +15,7 @@ from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.errors import CuckooError, MetadataError
 from cuckoo_mount.layers.keys import DriveKeys
 from cuckoo_mount.multi.records import CloudEntry
+from cuckoo_mount.multi.redundancy import parse_policy
 from cuckoo_mount.packs.builder import BuildSpec, BuiltPack, ChunkSource, build_pack
 from cuckoo_mount.packs.writer import StoredPack
 from cuckoo_mount.types import (
@@ -149,6 +150,15 @@ class SmallCatalogue:
     async def pack_intents(self) -> list[bytes]:
         await self._step("pack_intents")
         return list(self.intents)
+
+    async def cloud_usage(self) -> dict[CloudName, tuple[int, int]]:
+        usage: dict[CloudName, tuple[int, int]] = {}
+        for pack in self.packs.values():
+            size_bytes = parse_policy(pack.policy).share_bytes(pack.size_bytes)
+            for share in pack.shares:
+                packs, used = usage.get(share.cloud, (0, 0))
+                usage[share.cloud] = (packs + 1, used + size_bytes)
+        return usage
 
     async def abandon_pack(self, pack_id: bytes) -> None:
         self.intents.remove(pack_id)

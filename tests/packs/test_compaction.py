@@ -53,6 +53,7 @@ class Drive:
         async with self.metadata:
             self.pool = InlinePool()
             self.multifs = MultiFS(self.clouds, self.pool, Health(jitter=lambda: 0.0), DRIVE)
+            self.multifs.rooms.set_usage(await self.metadata.cloud_usage())
             await self.multifs.probe()
             self.writer = PackWriter(
                 self.metadata, self.multifs, self.pool, KEYS, self.root / "staging",
@@ -66,6 +67,7 @@ class Drive:
             )  # fmt: skip
             await self.writer.recover()
             yield self
+            assert await self.writer.check_invariants() == []
 
     def _moved(self, places: Mapping[VersionNo, Location]) -> None:
         self.moves.update(places)

@@ -125,6 +125,30 @@ async def test_a_failed_store_can_be_discarded(tmp_path: Path) -> None:
     assert drive.catalogue.intents == []
 
 
+async def test_a_pack_that_is_renounced_takes_no_room(tmp_path: Path) -> None:
+    """It was stored and never entered; until its objects are deleted the intent tells of them."""
+    drive = Drive(tmp_path, "a", "b", policy="2")
+    drive.writer.renounce(await drive.writer.store(await drive.writer.build(drive.sources)))
+    assert await drive.writer.check_invariants() == []
+    assert [figures.used_bytes for figures in drive.multifs.statistics()] == [0, 0]
+    assert await drive.writer.withdraw_left() == 0
+    assert (drive.objects(), drive.catalogue.intents) == ([], [])
+    assert await drive.writer.check_invariants() == []
+
+
+async def test_what_nobody_is_about_is_found(tmp_path: Path) -> None:
+    drive = Drive(tmp_path, "a")
+    built = await drive.writer.build(drive.sources)
+    drive.pool.always["a"] = CloudUnavailable("down")
+    with pytest.raises(CloudUnavailable):
+        await drive.writer.store(built)
+    assert await drive.writer.check_invariants() == []
+    (drive.staging / f"{bytes(16).hex()}.pack").touch()
+    assert [line[:4] for line in await drive.writer.check_invariants()] == ["I-17"]
+    drive.catalogue.intents.clear()
+    assert {line[:4] for line in await drive.writer.check_invariants()} == {"I-9:", "I-17", "I-34"}
+
+
 async def test_a_failed_build_leaves_no_file(tmp_path: Path) -> None:
     drive = Drive(tmp_path, "a")
     unreadable = ChunkSource(drive.sources[0].chunk, str(tmp_path), 0)
@@ -196,6 +220,7 @@ async def test_cancelled_at_every_step(tmp_path: Path, ending: str) -> None:
             built = await drive.writer.build(drive.sources)
             stored = await drive.writer.store(built)
         drive.pool.on_step = drive.catalogue.on_step = lambda: None
+        assert await drive.writer.check_invariants() == []
         if ending == "discard" and built is not None and stored is None:
             await drive.writer.discard(built)
         if ending == "crash" or stored is not None or drive.catalogue.intents:
@@ -203,6 +228,7 @@ async def test_cancelled_at_every_step(tmp_path: Path, ending: str) -> None:
             drive.mount()
             await drive.writer.recover()
         assert (drive.objects(), drive.staged(), drive.catalogue.intents) == ([], [], []), f"step {step}"
+        assert await drive.writer.check_invariants() == []
         if stored is not None:
             assert step > 8, "there are more steps than that"
             return
@@ -249,7 +275,9 @@ async def test_garbage_cancelled_at_every_step(tmp_path: Path) -> None:
             finished = True
         drive.pool.on_step = drive.catalogue.on_step = lambda: None
         assert drive.catalogue.packs or not drive.objects(), "no object without a row"
+        assert await drive.writer.check_invariants() == []
         await collect_garbage(drive.catalogue, drive.multifs)
+        assert await drive.writer.check_invariants() == []
         assert (drive.objects(), drive.catalogue.packs) == ([], {})
 
 
