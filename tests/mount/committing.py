@@ -41,13 +41,16 @@ def start(kind: str, folder: Path, journal: Path) -> subprocess.Popen[bytes]:
 
 def promised(journal: Path) -> int:
     """Return how many commits a journal promises to be there."""
-    numbers = journal.read_text("ascii").split() if journal.exists() else []
-    return int(numbers[-1]) if numbers else 0
+    return max(numbers(journal), default=0)
 
 
-def problems(kind: str, folder: Path, journal: Path) -> Iterator[str]:
-    """Yield what is wrong with what is found in the folder after a crash."""
-    wanted = promised(journal)
+def numbers(journal: Path) -> list[int]:
+    """Return the numbers of the commits that returned while the journal was kept."""
+    return [int(number) for number in journal.read_text("ascii").split()] if journal.exists() else []
+
+
+def problems(kind: str, folder: Path, wanted: int) -> Iterator[str]:
+    """Yield what is wrong with what is found in the folder after a crash; `wanted`: how many commits were promised."""
     if not folder.exists():
         if wanted:
             yield f"{folder.name}: is gone, {wanted} commits were promised"
