@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +36,8 @@ _LOCKS: Final = ("index.lock", "HEAD.lock", "refs/heads/main.lock")
 def start(kind: str, folder: Path, journal: Path) -> subprocess.Popen[bytes]:
     """Run one kind of work in a folder."""
     command = [sys.executable, __file__, kind, str(folder), str(journal)]
-    return subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
+    with journal.with_name(f"{journal.name}.errors").open("wb") as errors:
+        return subprocess.Popen(command, cwd="/", stderr=errors)
 
 
 def promised(journal: Path) -> int:
@@ -155,10 +156,13 @@ def main() -> None:
     kind, folder, journal = sys.argv[1:]
     fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     Path(folder).mkdir(exist_ok=True)
-    with suppress(OSError, sqlite3.Error, subprocess.CalledProcessError):
+    try:
         if kind == "git":
             _commit_for_ever(Path(folder), fd)
         _insert_for_ever(Path(folder) / "db", kind, fd)
+    except (OSError, sqlite3.Error, subprocess.CalledProcessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else b""
+        print(repr(error), said.decode("utf-8", "replace"), file=sys.stderr)
 
 
 if __name__ == "__main__":

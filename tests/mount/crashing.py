@@ -137,7 +137,8 @@ class Disturber:
         elif self._doing == "evict":
             self._mount.evict()
         else:
-            self.collected.update(self._mount.control("gc", keep=self._choose.choice((None, 3, 1, 1))))
+            keep = self._choose.choice((None, 3, 1)) if self.done else 1
+            self.collected.update(self._mount.control("gc", keep=keep))
 
     def stop(self) -> None:
         """Return when nothing is asked any more.  Raises: what failed before the kill."""
@@ -191,6 +192,8 @@ class Trial:
         self.known: dict[str, Tree] = {}
         self.commits: Final = dict.fromkeys(programs, 0)
         self._clouds: Final = clouds
+        # Where sending may take long, the cache has room for all of it: else programs are told that there is none.
+        self._cache_limits: Final = ("16MiB", "16MiB", "64MiB") if clouds is None else ("96MiB", "192MiB")
         self._copy = mount.path / "copy"
 
     @property
@@ -219,6 +222,8 @@ class Trial:
         self.source.change()
         stored = self._stored_chunks()
         if self._clouds is not None:
+            if self._clouds.is_next_lying:
+                self._heal()
             self._clouds.trouble()
         workers = [self._start_worker(journals, ending, f"{self.choose.random()}")]
         workers.append(self._start_rsync(in_place=number % 2 == 0))
@@ -229,23 +234,35 @@ class Trial:
             ending_moment = time.monotonic() + self.choose.uniform(0.0, 1.0)
             status = self.mount.status()
             while time.monotonic() < ending_moment:
+                _wait_a_little(workers[0])
                 status = self.mount.status()
             self.tally.kills_while_collecting += disturber.is_collecting
             ending.touch()
             # Not detached before everybody has noticed: they would go on in the empty folder below.
             self.mount.kill(detach=False)
         finally:
+            if self.mount.is_running:  # it has failed, and nobody is to go on
+                ending.touch()
+                self.mount.kill(detach=False)
             disturber.stop()
             end_all(workers)
         self._count(status, disturber)
-        self.mount.detach()
-        if self.choose.random() < 0.2:
-            self.mount.start_and_kill(self.choose.uniform(0.1, 1.0))
-        self.mount.start(cache_limit=self.choose.choice(("16MiB", "16MiB", "64MiB")))
+        if number % 2 == 0:  # else it is mounted over
+            self.mount.detach()
+            if self.choose.random() < 0.4:
+                self.mount.start_and_kill(self.choose.uniform(0.1, 1.0))
+        self.mount.start(cache_limit=self.choose.choice(self._cache_limits))
         if self._clouds is not None:
             self._clouds.work()
         self._compare(journals, stored)
         shutil.rmtree(journals)
+
+    def _heal(self) -> None:
+        """Return when everything has two copies."""
+        end = time.monotonic() + 120
+        while self.mount.status()["packs"]["degraded"]:
+            assert time.monotonic() < end, "packs are not healed"
+            time.sleep(0.05)
 
     def _stored_chunks(self) -> Mapping[str, Collection[int]]:
         """Return which chunks of the files that are overwritten in place are on the clouds, by path."""
@@ -267,9 +284,7 @@ class Trial:
         program = ["rsync", "-a", *options, f"{self.source.folder}/", f"{self._copy}/"]
         return subprocess.Popen(program, cwd="/", stderr=subprocess.DEVNULL)
 
-    def _wait_for_work(
-        self, journals: Path, workers: list[subprocess.Popen[bytes]], disturber: Disturber
-    ) -> None:
+    def _wait_for_work(self, journals: Path, workers: list[subprocess.Popen[bytes]], disturber: Disturber) -> None:
         """Return when every thread and program has done something."""
         end = time.monotonic() + 120
         while not all((journals / name).exists() and (journals / name).stat().st_size > 500 for name in self.threads):
@@ -277,11 +292,19 @@ class Trial:
             assert workers[0].poll() is None, "the work ended before the kill"
             _wait_a_little(workers[0])
         while not all(committing.promised(journals / kind) for kind in self.programs):
+            said = [path.read_text("utf-8", "replace") for path in journals.glob("*.errors")]
+            assert not any(said), f"a program failed before the kill: {said}"
             assert time.monotonic() < end, "no program commits"
             _wait_a_little(workers[0])
-        while self._clouds is not None and not disturber.done:
-            assert time.monotonic() < end, "nothing is collected"
+        while self._clouds is not None and self.tally.kills and not self._has_collected(disturber):
+            assert time.monotonic() < end, "nothing is compacted or deleted"
             _wait_a_little(workers[0])
+
+    def _has_collected(self, disturber: Disturber) -> bool:
+        """Whether packs were compacted and deleted until now; once is enough."""
+        compacted = self.tally.packs_compacted + disturber.collected["packs_compacted"]
+        deleted = self.tally.packs_deleted + disturber.collected["packs_deleted"]
+        return compacted > 0 and deleted > 0
 
     def _count(self, status: dict[str, dict[str, int]], disturber: Disturber) -> None:
         tally = self.tally

@@ -1,8 +1,9 @@
 """Clouds in which everything goes wrong now and then, for the kill test.
 
-What goes wrong: testing/faulty.py.  Every cloud fails, is late, is cut off while it stores, and says of what it did that
-it failed.  One of them, always the same, also stores and gives other bytes than it should and says that it did what it
-did not: with two copies of everything that is as much as may be borne.
+What goes wrong: testing/faulty.py.  By turns every cloud fails, is late, is cut off while it stores, and says of what
+it did that it failed; or one of them does all that, stores and gives other bytes than it should, and says that it did
+what it did not.  That is as much as two copies of everything can bear: while clouds fail, some packs get one copy only,
+which must not be the liar's.  None rejects requests as too many: the drive then asks ever less, as it should.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cuckoo_mount.testing.faulty import read_counts, write_plan
 from tests.pool.pooling import Place
 
 Rule = dict[str, object]
+ACTIONS: Final = ("fail", "timeout", "delay", "cut", "corrupt", "lie_failure", "lie_success")
 _CALLS: Final = ["put", "get", "get_range", "delete", "list"]
 
 
@@ -27,6 +29,7 @@ class FlakyClouds:
         self._places: Final = places
         self._choose: Final = choose
         self._liar: Final = choose.choice(places)
+        self._turn = 0
         self._rules: dict[str, list[Rule]] = {place.name: [] for place in places}
 
     @property
@@ -34,10 +37,21 @@ class FlakyClouds:
         """How often something was not stored as it was said to be."""
         return self.faults["lie_success"] + self.faults["corrupt"]
 
+    @property
+    def is_next_lying(self) -> bool:
+        """Whether one cloud lies in the next trouble; then everything has to have two copies before."""
+        return self._turn % 2 == 1
+
     def trouble(self) -> None:
         """Let things go wrong from now on, in other ways than before."""
         for place in self._places:
-            self._put(place, [*(self._lies() if place is self._liar else []), *self._faults()])
+            if not self.is_next_lying:
+                self._put(place, self._faults())
+            elif place is self._liar:
+                self._put(place, [*self._lies(), *self._faults()])
+            else:
+                self._put(place, [_rule("delay", _CALLS, 0.1, seconds=0.1)])
+        self._turn += 1
 
     def work(self) -> None:
         """Let everything work."""
@@ -52,23 +66,30 @@ class FlakyClouds:
         write_plan(place.plan, *rules, seed=self._choose.randrange(10**9))
 
     def _faults(self) -> list[Rule]:
-        often = self._choose.choice((0.02, 0.1, 0.2))
+        often = self._choose.choice((0.05, 0.1, 0.2))
         return [
+            # However little is sent, these are met.
+            *(_first(action) for action in ("lie_failure", "cut", "fail")),
             _rule("fail", _CALLS, often),
             _rule("timeout", _CALLS, often / 3),
             _rule("lie_failure", ["put", "delete"], often),
             _rule("cut", ["put"], often),
-            _rule("busy", _CALLS, often / 10, seconds=0.1),
-            _rule("delay", _CALLS, 2 * often, seconds=self._choose.uniform(0.05, 0.6)),
+            _rule("delay", _CALLS, 2 * often, seconds=self._choose.uniform(0.02, 0.4)),
         ]
 
     def _lies(self) -> list[Rule]:
-        often = self._choose.choice((0.02, 0.1))
+        often = self._choose.choice((0.05, 0.2))
         return [
+            *(_first(action) for action in ("lie_success", "corrupt")),
             _rule("lie_success", ["put", "delete"], often),
             _rule("corrupt", ["put", "get", "get_range"], often),
             _rule("cut", ["get", "get_range"], often),
         ]
+
+
+def _first(action: str) -> Rule:
+    """Act on the first put that no rule before this one acts on."""
+    return {"action": action, "calls": ["put"], "match": "/packs/", "nth": 1}
 
 
 def _rule(action: str, calls: list[str], probability: float, **more: object) -> Rule:
