@@ -110,11 +110,11 @@ def _git(folder: Path, *arguments: str) -> bytes:
 
 def _sync_folders(folder: Path) -> None:
     for place, _, _ in os.walk(folder):
-        _sync_folder(place)
+        _sync(place, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _sync_folder(place: str | Path) -> None:
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(place: str | Path, flags: int) -> None:
+    fd = os.open(place, flags)
     try:
         os.fsync(fd)
     finally:
@@ -131,12 +131,14 @@ def _insert_for_ever(path: Path, kind: str, journal: int) -> None:
             connection.execute("COMMIT")
             # SQLite takes a folder that it cannot open for one that need not be synced: as the mount goes, it would
             # promise what it never asked for.
-            _sync_folder(path.parent)
+            _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             os.write(journal, b"%d\n" % number)
 
 
 def _commit_for_ever(folder: Path, journal: int) -> None:
     _git(folder, "init", "--quiet")
+    for name in ("HEAD", "config"):  # whatever core.fsync says, these are not synced by it
+        _sync(folder / ".git" / name, os.O_RDONLY)
     number = _commits(folder)
     if number:
         _git(folder, "reset", "--quiet", "--hard")
