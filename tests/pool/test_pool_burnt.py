@@ -2,7 +2,8 @@
 
 A writer makes numbered steps (numbering.py) while epochs go to three clouds, of which one fails, and packs are
 compacted and deleted; then the laptop is gone, one cloud perhaps, too, and on a new one everything has to be as after
-one and the same step, no earlier than what `status` and `sync` had promised.  The contract: docs/format.md, "Epochs"; design §3.6.
+one and the same step, no earlier than what `status` and `sync` had promised.  The contract: docs/format.md, "Epochs";
+design §3.6.
 """
 
 from __future__ import annotations
