@@ -16,6 +16,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypedDict
@@ -29,6 +30,8 @@ FILES_PER_FOLDER: Final = 12
 FILES_MAX: Final = 40
 LEAD: Final = 2
 """So many turns a kind may be ahead of another one."""
+PAUSE_S: Final = 0.1
+"""Each thread waits so long between two turns: others have to get on, too."""
 OLD_TIME_S: Final = 1_000_000_000
 """What is stamped with times of its own gets them from here on, long before now."""
 
@@ -331,6 +334,7 @@ def work(kind: str, turns: Turns, folder: str, journal: str, ending: str, seed: 
     try:
         worker.look()
         while True:
+            time.sleep(PAUSE_S)
             turn = turns.take(kind)
             STEPS[kind](worker)
             worker.note({"turn": turn})

@@ -12,12 +12,15 @@ import random
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 KINDS: Final = ("git", "delete", "wal")
+PAUSE_S: Final = 0.05
+"""Between two transactions of SQLite, so that git gets on, too."""
 _SYNCHRONOUS: Final = {"wal": "FULL", "delete": "EXTRA"}
 """What makes a transaction durable when COMMIT returns, according to SQLite."""
 _GIT_SETTINGS: Final = {
@@ -133,6 +136,7 @@ def _insert_for_ever(path: Path, kind: str, journal: int) -> None:
             # promise what it never asked for.
             _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             os.write(journal, b"%d\n" % number)
+            time.sleep(PAUSE_S)
 
 
 def _commit_for_ever(folder: Path, journal: int) -> None:

@@ -25,7 +25,7 @@ from tests.pool.machines import wait_until
 from tests.pool.numbered import find_state, look
 from tests.pool.pooling import Place
 
-WORK_S: Final = 2.5
+WORK_S: Final = 1.5
 """A laptop burns so long at most after its first steps."""
 FIRST_STEPS: Final = 40
 DURABLE_ON: Final = 2
@@ -176,6 +176,7 @@ class Fire:
         if self.choose.random() < 0.75:
             before = max(1, self.promised_epoch)
             wait_until(lambda: work.cloud > before, "an epoch of this laptop")
+        wait_until(lambda: self._has_collected(work), "packs that were compacted and deleted")
         self._pass(WORK_S)
         if faults in AIMS:
             wait_until(lambda: AIMS[faults] in self._at_risk(), AIMS[faults])
@@ -199,6 +200,11 @@ class Fire:
         self.promised_epoch = max(self.promised_epoch, work.cloud)
         laptop.wipe()
         self._recover(work, faults)
+
+    def _has_collected(self, work: Work) -> bool:
+        """Return whether packs were compacted, and some deleted, until now; once is enough."""
+        compacted = self.tally.packs_compacted + work.collected["packs_compacted"]
+        return compacted > 0 and self.tally.packs_deleted + work.collected["packs_deleted"] > 0
 
     def _work(self) -> Work:
         self.works.append(Work(self.laptop, self.seed, self.step + 1))

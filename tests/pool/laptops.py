@@ -134,7 +134,7 @@ class Work:
 
     def _collect(self) -> None:
         """Compact, and delete dead packs and old epochs: nothing of which an epoch that may be recovered has need."""
-        if not self.syncs or self._over.wait(self._choose.uniform(0.0, 0.5)):
+        if not self.syncs or self._over.wait(self._choose.uniform(0.1, 0.8)):
             return
         self._is_collecting = True
         self.collected.update(self._laptop.control("gc", keep=self._choose.choice((None, 3, 1))))
