@@ -27,8 +27,7 @@ from tests.pool.pooling import Place, folder_place
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 SEED_VARIABLE: Final = "CUCKOO_BURNT_SEED"
-DRIVES: Final = 2
-GENERATIONS: Final = 4
+GENERATIONS: Final = 2
 DRIVES_LONG: Final = 26
 GENERATIONS_LONG: Final = 26
 
@@ -105,11 +104,6 @@ def judge(tally: Tally, moments: int) -> None:
 
 
 def test_a_burnt_laptop_comes_back_as_of_one_moment(fires: Fires) -> None:
-    burn_drives(fires, DRIVES)
-
-
-@pytest.mark.long
-def test_laptop_after_laptop_burns(fires: Fires) -> None:
     burn_generations(fires, GENERATIONS)
 
 
