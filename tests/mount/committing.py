@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 KINDS: Final = ("git", "delete", "wal")
+KEPT: Final = 300
+"""Each transaction of SQLite removes what was inserted so many before it: databases do not grow for ever."""
 PAUSE_S: Final = 0.05
 """Between two transactions of SQLite, so that git gets on, too."""
 _SYNCHRONOUS: Final = {"wal": "FULL", "delete": "EXTRA"}
@@ -89,7 +91,8 @@ def _transactions(path: Path, kind: str) -> int:
     with closing(_connect(path, kind)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         (count,) = connection.execute("SELECT coalesce(max(number), 0) FROM t").fetchone()
-        for number in range(1, count + 1):
+        assert connection.execute("SELECT min(number) FROM t").fetchone()[0] in (None, max(1, count - KEPT))
+        for number in range(max(1, count - KEPT), count + 1):
             found = connection.execute("SELECT * FROM t WHERE number = ? ORDER BY row", (number,)).fetchall()
             assert found == _rows(number), f"transaction {number} of {count} is not whole"
     return int(count)
@@ -131,6 +134,7 @@ def _insert_for_ever(path: Path, kind: str, journal: int) -> None:
             number += 1
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT INTO t VALUES (?, ?, ?)", _rows(number))
+            connection.execute("DELETE FROM t WHERE number < ?", (number - KEPT,))
             connection.execute("COMMIT")
             # SQLite takes a folder that it cannot open for one that need not be synced: as the mount goes, it would
             # promise what it never asked for.
