@@ -67,6 +67,9 @@ class CollectedCatalogue(PackCatalogue, Protocol):
     async def packs(self, limit: int, *, after: PackNo | None = None) -> list[PackRow]:
         """Return up to `limit` packs, dead ones included, by number, from behind `after` on."""
 
+    async def newest_pack(self) -> PackNo:
+        """Return the highest number of a pack; 0: there is none."""
+
     async def strays(self) -> list[tuple[bytes, CloudName]]:
         """Return (pack id, cloud) where an object may lie that no share row lists: an upload given up there."""
 
@@ -126,9 +129,6 @@ class CollectedCatalogue(PackCatalogue, Protocol):
 
 class ScrubbedCatalogue(CollectedCatalogue, Protocol):
     """What scrubbing.py asks besides."""
-
-    async def newest_pack(self) -> PackNo:
-        """Return the highest number of a pack; 0: there is none."""
 
     async def count_shares(self, after: PackNo, last: PackNo) -> tuple[int, int]:
         """Return how many shares living packs behind `after` and up to `last` have, and their bytes.  Reads all."""

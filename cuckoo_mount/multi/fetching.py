@@ -1,9 +1,9 @@
 """Reading from whichever share gives the right bytes: the order of asking, the waiting, and the giving up.
 
 Used by multi/multifs.py.  For one trio loop.  The fastest cloud that is well is asked first, and when it is late, and
-somebody waits for the bytes, the next one as well (hedging.py).  Owns: a share that gave wrong bytes is not asked again
-within one read, trouble that may pass is waited for up to the deadline, and the error names every cloud and object that
-failed.
+somebody waits for the bytes, the next one as well (hedging.py).  Owns: a share that gave wrong bytes is asked once more
+within one read, and only if no other one is whole (it may have been the transfer), trouble that may pass is waited for
+up to the deadline, and the error names every cloud and object that failed.
 """
 
 from __future__ import annotations
@@ -249,6 +249,8 @@ class ShareReader:
 
     async def _pause(self, reading: _Reading) -> None:
         """Wait until one of the clouds may be asked again.  Raises: DataUnavailable when no share is left."""
+        if reading.take_doubtful():
+            return
         for share in list(reading.shares):
             state = self._health.state(share.cloud)
             if state.condition in HOPELESS:
@@ -275,6 +277,8 @@ class _Reading:
         self.shares = list(shares)
         self.errors: dict[ShareRow, str] = {}
         self.asked: set[ShareRow] = set()
+        self._wrong: set[ShareRow] = set()
+        self._is_doubtful = False
         self.ends_at = trio.current_time() + deadline_s
         self._deadline_s = deadline_s
 
@@ -291,8 +295,16 @@ class _Reading:
     def note(self, share: ShareRow, name: str, error: CloudError) -> None:
         """Take note of a failure; the share is out unless the trouble may pass."""
         self.errors[share] = _with_object(error, name)
-        if not isinstance(error, CloudUnavailable):
+        if isinstance(error, CloudCorrupt) and share not in self._wrong:
+            self._wrong.add(share)
+            self._is_doubtful = True
+        elif not isinstance(error, CloudUnavailable):
             self.shares.remove(share)
+
+    def take_doubtful(self) -> bool:
+        """Return whether a share gave wrong bytes for the first time since the last call: it may give right ones."""
+        is_doubtful, self._is_doubtful = self._is_doubtful, False
+        return is_doubtful
 
     def give_up(self) -> NoReturn:
         what = "; ".join(self.errors.values()) or "the pack has no shares"

@@ -127,6 +127,7 @@ class Collector:
         left, and let a few packs follow a change of redundancy (packs/repacking.py), or all of them if `thorough`.  Not
         `thorough`: compact a little, now and then, while the drive is idle.  `thorough`: heal all that can be, compact
         until little more is stored than lives, and delete unknown objects, which lists every cloud.
+        What is written meanwhile is left for the next time.
         `oldest_kept_epoch`: asked after the compaction, so that a new epoch may come between it and the deletions.
         A cloud that does not answer is a figure, not an error.  Raises: MetadataError.
         """
@@ -244,8 +245,11 @@ class Collector:
     async def _compact_all(self) -> int:
         total = 0
         self._compactor.failed.clear()
+        # What programs write meanwhile is not waited for: a drive in use would never be done.
+        newest = await self._metadata.newest_pack()
         while True:
-            fills = self._readable(await self._metadata.pack_fills(100, 0))
+            fills = [pack for pack in await self._metadata.pack_fills(100, 0) if pack.number <= newest]
+            fills = self._readable(fills)
             done = await self._compact(choose_thoroughly(fills, self._writer.pack_size_bytes), lambda: False)
             total += done
             # One that cannot be read is out now; what was to be merged with it finds others.

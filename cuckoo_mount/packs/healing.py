@@ -128,20 +128,25 @@ class Healer:
                 await self._wait(clouds)
 
     async def heal_all(self) -> int:
-        """Heal all that can be, at once; return how many packs were replaced.  Checkpoint.  Raises: MetadataError."""
+        """Heal all that can be of what there is now; return how many packs were replaced.
+
+        Checkpoint.  Raises: MetadataError.
+        """
         self._aside.clear()
         self._waiting.clear()
         total = 0
-        while (done := await self.heal_batch()) is not None:
+        newest = await self._metadata.newest_pack()  # as clouds come and go, there may always be another one
+        while (done := await self.heal_batch(newest)) is not None:
             total += done.packs
         return total
 
-    async def heal_batch(self) -> _Done | None:
+    async def heal_batch(self, newest: PackNo | None = None) -> _Done | None:
         """Write one pack anew, or several small ones as one, where more shares than they have can be stored now.
 
+        `newest`: those behind it are left out; None: none are.
         None: there is none, or it is not possible now.  Checkpoint, may be cancelled anywhere.  Raises: MetadataError.
         """
-        while batch := await self._next_batch():
+        while batch := await self._next_batch(newest):
             if not self._has_room(batch):
                 self._waiting.extendleft(pack.number for pack in reversed(batch[1:]))
                 batch = batch[:1]
@@ -174,10 +179,11 @@ class Healer:
         self._aside.update(unread or batch)
         self._waiting.extendleft(number for number in reversed(batch) if number not in self._aside)
 
-    async def _next_batch(self) -> list[PackRow]:
+    async def _next_batch(self, newest: PackNo | None) -> list[PackRow]:
         """Return packs that can be healed now and fit into one, in order; empty: there are none."""
         if not self._waiting:
             await self._look()
+            self._waiting = deque(number for number in self._waiting if newest is None or number <= newest)
         batch: list[PackRow] = []
         while self._waiting:
             await trio.lowlevel.checkpoint()

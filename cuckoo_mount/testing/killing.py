@@ -1,9 +1,10 @@
 """Work for crash tests: threads that create, overwrite, cut, rename and remove, and note what fsync promised them.
 
-A program of its own, `python -m cuckoo_mount.testing.killing KIND FOLDER JOURNALS ENDING SEED`, run by
+A program of its own, `python -m cuckoo_mount.testing.killing FOLDER JOURNALS ENDING SEED`, run by
 tests/mount/test_kill.py on a mount whose daemon it kills.  Standard library only, so that it starts quickly.
 Every thread works in a folder of its own and has a journal of its own, outside the mount: JSON lines, a `Step` before
-an operation, {"done": number} after it.  An fsync that is done is a promise; what was begun may have happened.
+an operation, {"done": number} after it, {"turn": number} after some that belong together.  An fsync that is done is a
+promise; what was begun may have happened.  The kinds of work take turns, so that each is a third of all.
 The bytes of a write are `content(…)`, so that the journal need not hold them.  ENDING is a file that the test makes
 before it kills: an error before that is the daemon's fault and goes into the journal as {"error": …}.
 """
@@ -15,6 +16,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypedDict
@@ -26,6 +28,10 @@ MEDIUM_BYTES: Final = 300_000
 LARGE_BYTES: Final = 2_000_000
 FILES_PER_FOLDER: Final = 12
 FILES_MAX: Final = 40
+LEAD: Final = 2
+"""So many turns a kind may be ahead of another one."""
+PAUSE_S: Final = 0.1
+"""Each thread waits so long between two turns: others have to get on, too."""
 OLD_TIME_S: Final = 1_000_000_000
 """What is stamped with times of its own gets them from here on, long before now."""
 
@@ -48,6 +54,7 @@ class Line(Step, total=False):
     """A line of a journal: a step that begins, or one of these."""
 
     done: int
+    turn: int
     error: str
 
 
@@ -59,6 +66,30 @@ def content(file: str, number: int, size: int) -> bytes:
 def base_file(path: str) -> str:
     """Return how a journal names the file that was called `path` when the thread began."""
     return f"base {path}"
+
+
+class Turns:
+    """Keeps the kinds abreast.  For any number of threads."""
+
+    def __init__(self, kinds: tuple[str, ...]) -> None:
+        self._counts = dict.fromkeys(kinds, 0)
+        self._changed = threading.Condition()
+        self._is_over = False
+
+    def take(self, kind: str) -> int:
+        """Return the number of the next turn, when it has come; or at once when it is over."""
+        with self._changed:
+            while self._counts[kind] >= min(self._counts.values()) + LEAD and not self._is_over:
+                self._changed.wait()
+            self._counts[kind] += 1
+            self._changed.notify_all()
+            return self._counts[kind]
+
+    def end(self) -> None:
+        """Keep nobody waiting: one does not go on, and the others are to notice that by themselves."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
 
 class Worker:
@@ -297,19 +328,24 @@ STEPS: Final[dict[str, Callable[[Worker], None]]] = {
 }
 
 
-def work(kind: str, folder: str, journal: str, ending: str, seed: str) -> None:
+def work(kind: str, turns: Turns, folder: str, journal: str, ending: str, seed: str) -> None:
     """Work until the mount is gone.  An error before `ending` exists is noted; later ones are what a kill brings."""
     worker = Worker(folder, journal, seed)
     try:
         worker.look()
         while True:
+            time.sleep(PAUSE_S)
+            turn = turns.take(kind)
             STEPS[kind](worker)
+            worker.note({"turn": turn})
     except OSError as error:
         if not os.path.exists(ending):
             worker.note({"error": f"{error!r}"})
     except BaseException as error:
         worker.note({"error": f"{error!r}"})
         raise
+    finally:
+        turns.end()
 
 
 def thread_name(kind: str, number: int) -> str:
@@ -318,13 +354,15 @@ def thread_name(kind: str, number: int) -> str:
 
 
 def main() -> None:
-    """Run the threads of one kind."""
-    kind, folder, journals, ending, seed = sys.argv[1:]
+    """Run the threads of all kinds."""
+    folder, journals, ending, seed = sys.argv[1:]
+    turns = Turns(KINDS)
     threads = []
-    for number in range(THREADS):
-        name = thread_name(kind, number)
-        arguments = (kind, os.path.join(folder, name), os.path.join(journals, name), ending, f"{seed} {name}")
-        threads.append(threading.Thread(target=work, args=arguments, name=name))
+    for kind in KINDS:
+        for number in range(THREADS):
+            name = thread_name(kind, number)
+            places = (os.path.join(folder, name), os.path.join(journals, name), ending)
+            threads.append(threading.Thread(target=work, args=(kind, turns, *places, f"{seed} {name}"), name=name))
     for thread in threads:
         thread.start()
     for thread in threads:

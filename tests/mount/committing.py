@@ -12,12 +12,17 @@ import random
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 KINDS: Final = ("git", "delete", "wal")
+KEPT: Final = 300
+"""Each transaction of SQLite removes what was inserted so many before it: databases do not grow for ever."""
+PAUSE_S: Final = 0.05
+"""Between two transactions of SQLite, so that git gets on, too."""
 _SYNCHRONOUS: Final = {"wal": "FULL", "delete": "EXTRA"}
 """What makes a transaction durable when COMMIT returns, according to SQLite."""
 _GIT_SETTINGS: Final = {
@@ -36,18 +41,22 @@ _LOCKS: Final = ("index.lock", "HEAD.lock", "refs/heads/main.lock")
 def start(kind: str, folder: Path, journal: Path) -> subprocess.Popen[bytes]:
     """Run one kind of work in a folder."""
     command = [sys.executable, __file__, kind, str(folder), str(journal)]
-    return subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
+    with journal.with_name(f"{journal.name}.errors").open("wb") as errors:
+        return subprocess.Popen(command, cwd="/", stderr=errors)
 
 
 def promised(journal: Path) -> int:
     """Return how many commits a journal promises to be there."""
-    numbers = journal.read_text("ascii").split() if journal.exists() else []
-    return int(numbers[-1]) if numbers else 0
+    return max(numbers(journal), default=0)
 
 
-def problems(kind: str, folder: Path, journal: Path) -> Iterator[str]:
-    """Yield what is wrong with what is found in the folder after a crash."""
-    wanted = promised(journal)
+def numbers(journal: Path) -> list[int]:
+    """Return the numbers of the commits that returned while the journal was kept."""
+    return [int(number) for number in journal.read_text("ascii").split()] if journal.exists() else []
+
+
+def problems(kind: str, folder: Path, wanted: int) -> Iterator[str]:
+    """Yield what is wrong with what is found in the folder after a crash; `wanted`: how many commits were promised."""
     if not folder.exists():
         if wanted:
             yield f"{folder.name}: is gone, {wanted} commits were promised"
@@ -82,7 +91,8 @@ def _transactions(path: Path, kind: str) -> int:
     with closing(_connect(path, kind)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         (count,) = connection.execute("SELECT coalesce(max(number), 0) FROM t").fetchone()
-        for number in range(1, count + 1):
+        assert connection.execute("SELECT min(number) FROM t").fetchone()[0] in (None, max(1, count - KEPT))
+        for number in range(max(1, count - KEPT), count + 1):
             found = connection.execute("SELECT * FROM t WHERE number = ? ORDER BY row", (number,)).fetchall()
             assert found == _rows(number), f"transaction {number} of {count} is not whole"
     return int(count)
@@ -106,11 +116,11 @@ def _git(folder: Path, *arguments: str) -> bytes:
 
 def _sync_folders(folder: Path) -> None:
     for place, _, _ in os.walk(folder):
-        _sync_folder(place)
+        _sync(place, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _sync_folder(place: str | Path) -> None:
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(place: str | Path, flags: int) -> None:
+    fd = os.open(place, flags)
     try:
         os.fsync(fd)
     finally:
@@ -124,15 +134,19 @@ def _insert_for_ever(path: Path, kind: str, journal: int) -> None:
             number += 1
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT INTO t VALUES (?, ?, ?)", _rows(number))
+            connection.execute("DELETE FROM t WHERE number < ?", (number - KEPT,))
             connection.execute("COMMIT")
             # SQLite takes a folder that it cannot open for one that need not be synced: as the mount goes, it would
             # promise what it never asked for.
-            _sync_folder(path.parent)
+            _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             os.write(journal, b"%d\n" % number)
+            time.sleep(PAUSE_S)
 
 
 def _commit_for_ever(folder: Path, journal: int) -> None:
     _git(folder, "init", "--quiet")
+    for name in ("HEAD", "config"):  # whatever core.fsync says, these are not synced by it
+        _sync(folder / ".git" / name, os.O_RDONLY)
     number = _commits(folder)
     if number:
         _git(folder, "reset", "--quiet", "--hard")
@@ -152,10 +166,13 @@ def main() -> None:
     kind, folder, journal = sys.argv[1:]
     fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     Path(folder).mkdir(exist_ok=True)
-    with suppress(OSError, sqlite3.Error, subprocess.CalledProcessError):
+    try:
         if kind == "git":
             _commit_for_ever(Path(folder), fd)
         _insert_for_ever(Path(folder) / "db", kind, fd)
+    except (OSError, sqlite3.Error, subprocess.CalledProcessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else b""
+        print(repr(error), said.decode("utf-8", "replace"), file=sys.stderr)
 
 
 if __name__ == "__main__":

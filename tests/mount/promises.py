@@ -15,8 +15,10 @@ from typing import Final
 from attrs import define, field, frozen
 
 from cuckoo_mount.testing.killing import Line, Step, base_file, content
+from cuckoo_mount.types import CHUNK_SIZE_BYTES
 
 BLOCK: Final = 4096
+CHUNK: Final = CHUNK_SIZE_BYTES
 Tree = dict[str, "Found"]
 
 
@@ -102,12 +104,17 @@ def is_mixture(data: bytes, contents: list[bytes]) -> bool:
 
 @define(eq=False)
 class Expected:
-    """What one thread's folder may hold.  `names`: for each path what it may stand for; the first is promised."""
+    """What one thread's folder may hold.  `names`: for each path what it may stand for; the first is promised.
+
+    `overwritten`: chunks written to in files that were there before, by path and index.
+    """
 
     before: Tree
     names: dict[str, list[Node | None]] = field(factory=dict)
     nodes: dict[str, Node] = field(factory=dict)
     promises: int = 0
+    turns: int = 0
+    overwritten: set[tuple[str, int]] = field(factory=set)
 
     def __attrs_post_init__(self) -> None:
         for path, found in self.before.items():
@@ -124,9 +131,13 @@ class Expected:
         for line in lines:
             if "error" in line:
                 raise AssertionError(f"the mount failed before the kill, at {begun}: {line['error']}")
-            if "done" not in line:
+            if "turn" in line:
+                self.turns += 1
+            elif "done" not in line:
                 begun = line
                 self._begin(line)
+            elif begun["what"] == "write":
+                self._note_overwritten(begun)
             elif begun["what"] == "fsync":
                 self.promises += 1
                 node = self.nodes[begun["file"]]
@@ -136,6 +147,11 @@ class Expected:
             elif begun["what"] == "fsyncdir":
                 self.promises += 1
                 self._promise_names(path for path in self.names if (os.path.dirname(path) or ".") == begun["path"])
+
+    def _note_overwritten(self, step: Step) -> None:
+        if step["file"] in map(base_file, self.before):
+            indexes = range(step["offset"] // CHUNK, (step["offset"] + step["size"] - 1) // CHUNK + 1)
+            self.overwritten.update((step["file"].removeprefix(base_file("")), index) for index in indexes)
 
     def _promise_names(self, paths: Iterable[str]) -> None:
         for path in paths:

@@ -231,6 +231,34 @@ async def test_reading_goes_on_to_the_next_share(tmp_path: Path, autojump_clock:
             assert await setup.get(shares) == CONTENT[4:11]
 
 
+async def test_a_transfer_that_spoilt_the_bytes_is_made_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Of the only share, once; what is damaged where it lies is an error at the second look, without a pause."""
+    setup = Setup(tmp_path, "a")
+    await setup.multifs.probe()
+    shares = await setup.put()
+    started = trio.current_time()
+    setup.pool.failures["a"] = [CloudCorrupt("cut off")]
+    assert await setup.get(shares) == CONTENT[4:11]
+    setup.pool.failures["a"] = [CloudCorrupt("cut off")] * 2
+    with pytest.raises(DataUnavailable, match="cut off"):
+        await setup.get(shares)
+    assert setup.pool.failures["a"] == []
+    assert trio.current_time() == started
+
+
+async def test_a_share_that_was_wrong_is_left_alone_while_another_is_whole(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, "a", "b")
+    await setup.multifs.probe()
+    shares = await setup.put("2")
+    for share in shares:
+        setup.pool.failures[share.cloud] = [CloudCorrupt("bad")]
+        setup.pool.calls.clear()
+        assert await setup.get(shares) == CONTENT[4:11]
+        assert len(setup.pool.calls) <= 2
+
+
 async def test_lost_everywhere(tmp_path: Path) -> None:
     setup = Setup(tmp_path, "a", "b")
     await setup.multifs.probe()

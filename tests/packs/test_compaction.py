@@ -22,7 +22,7 @@ from cuckoo_mount.packs.collecting import Collected, Collector
 from cuckoo_mount.packs.garbage import find_orphans, load_known
 from cuckoo_mount.packs.reader import PackReader
 from cuckoo_mount.packs.writer import PackWriter
-from cuckoo_mount.types import ChunkIndex, DirtyChunk, Location, PackNo, VersionNo
+from cuckoo_mount.types import ChunkIndex, DirtyChunk, Location, PackFill, PackNo, VersionNo
 from tests.metadata.helpers import ROOT, copy_as_after_kill, make_file, new_store, only_row, write
 from tests.packs.packtools import DRIVE, KEYS, InlinePool, make_clouds, stored_objects
 
@@ -204,6 +204,42 @@ async def test_a_pack_that_cannot_be_read_stays_as_it_is(drive: Drive) -> None:
         assert (await drive.collector.collect(thorough=True)).packs_compacted >= 2
         assert (await drive.location(b"1-2")).pack == damaged.number
         drive.contents = {name: content for name, content in drive.contents.items() if not name.startswith(b"1-")}
+        await drive.verify()
+
+
+async def test_gc_ends_on_a_drive_in_use(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every look there are two more small packs: those are for the next time."""
+    async with drive.mounted():
+        await drive.fill()
+        look, looks = drive.metadata.pack_fills, 0
+
+        async def look_again(percent: int, small_bytes: int) -> list[PackFill]:
+            nonlocal looks
+            looks += 1
+            assert looks < 10, "it goes on for ever"
+            await drive.add(b"one %d" % looks)
+            await drive.add(b"other %d" % looks)
+            return await look(percent, small_bytes)
+
+        monkeypatch.setattr(drive.metadata, "pack_fills", look_again)
+        collected = await drive.collector.collect(thorough=True)
+        assert collected.packs_compacted >= 3
+        assert collected.packs_deleted >= 3
+        await drive.verify()
+
+
+async def test_gc_heals_what_there_is_when_it_begins(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every share that is stored is found damaged at once."""
+    async with drive.mounted():
+        await drive.fill()
+
+        def all_of_them() -> frozenset[bytes]:
+            found = [path.name for entry in drive.clouds.values() for path in stored_objects(entry)]
+            assert len(found) < 50, "it goes on for ever"
+            return frozenset(bytes.fromhex(name.partition(".")[0]) for name in found)
+
+        monkeypatch.setattr(drive.multifs, "take_damaged", all_of_them)
+        assert (await drive.collector.collect(thorough=True)).packs_healed == 4
         await drive.verify()
 
 

@@ -19,19 +19,21 @@ from typing import Final
 from attrs import define, field
 
 from cuckoo_mount.preparing import EPOCHS_FOLDER
-from cuckoo_mount.testing.faulty import write_plan
+from cuckoo_mount.testing.faulty import read_counts, write_plan
 from tests.pool.laptops import Laptop, Work
 from tests.pool.machines import wait_until
 from tests.pool.numbered import find_state, look
 from tests.pool.pooling import Place
 
-WORK_S: Final = 2.5
+WORK_S: Final = 1.5
 """A laptop burns so long at most after its first steps."""
 FIRST_STEPS: Final = 40
 DURABLE_ON: Final = 2
-FAULTS: Final = ("slow epochs", "slow packs", "one slow", "one fails", "one stops", "none")
+FAULTS: Final = ("slow epochs", "slow packs", "one slow", "one fails", "one stops")
+"""With each of these one cloud fails now and then, or for good."""
 AIMS: Final = {"slow epochs": "not_durable", "slow packs": "cutting"}
 """With these faults the moment is one of which this is so (`Tally`)."""
+SLOW: Final = {"slow epochs": "/meta/", "slow packs": "/packs/"}
 SLOW_S: Final = 1.5
 SPOOL: Final = "cut.spool"
 Rule = dict[str, object]
@@ -42,7 +44,8 @@ class Tally:
     """What was seen, over all moments.
 
     `not_durable`: an epoch was whole on the laptop, but on too few clouds.  `half_sent`: and on one.  `cutting`: a cut
-    was taken, and its content was on its way.
+    was taken, and its content was on its way.  `collecting`: packs were compacted or deleted just then.  `failing`: one
+    cloud failed, or could not be reached; `faults`: how often one failed.
     """
 
     moments: int = 0
@@ -54,7 +57,11 @@ class Tally:
     steps_lost: int = 0
     epochs: int = 0
     syncs: int = 0
+    packs_compacted: int = 0
     packs_deleted: int = 0
+    collecting: int = 0
+    failing: int = 0
+    faults: int = 0
     clouds_missing: int = 0
 
 
@@ -63,7 +70,7 @@ class Fire:
     """One drive, from its first laptop on.
 
     `promised`: what was said to be on the clouds, over all laptops: a step, and an epoch.  `step`: the state it is in.
-    `away`: the cloud that cannot be reached now.
+    `away`: the cloud that cannot be reached now; `failing`: the one with a plan of faults, if none is away.
     """
 
     folder: Path
@@ -76,6 +83,7 @@ class Fire:
     promised: int = 0
     promised_epoch: int = 0
     away: Place | None = None
+    failing: Place | None = None
     choose: random.Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -99,29 +107,39 @@ class Fire:
 
     def break_clouds(self, kind: str) -> None:
         """Put plans in place for one of `FAULTS`; at most one cloud fails."""
-        first, *others = self.choose.sample(self.places, len(self.places))
-        if self.away is not None and kind in ("one fails", "one stops"):
-            kind = "slow epochs"
+        first, other, _ = self.choose.sample(self.places, len(self.places))
+        self.failing = first if self.away is None else None
         rules: dict[str, list[Rule]] = {place.name: [] for place in self.places}
-        if kind == "slow epochs":
+        if kind in SLOW:
             for place in self.places:
-                rules[place.name] = [_slow("/meta/", SLOW_S)]
-        elif kind == "slow packs":
-            for place in self.places:
-                rules[place.name] = [_slow("/packs/", SLOW_S)]
+                rules[place.name] = [_slow(SLOW[kind], SLOW_S)]
         elif kind == "one slow":
             rules[first.name] = [_slow("", self.choose.uniform(0.2, 1.5))]
-        elif kind == "one fails":
-            rules[first.name] = [{"calls": ["put"], "probability": 0.5, "action": "fail"}]
-            rules[others[0].name] = [_slow("/meta/", SLOW_S / 2)]
-        elif kind == "one stops":
-            rules[first.name] = [{"from": self.choose.randrange(2, 40), "action": "fail"}]
-            rules[others[0].name] = [_slow("/meta/", SLOW_S / 2)]
+        else:
+            rules[other.name] = [_slow("/meta/", SLOW_S / 2)]
+        if self.failing is not None:
+            rules[first.name][:0] = self._failures(stops=kind == "one stops")
         for place in self.places:
             write_plan(place.plan, *rules[place.name], seed=self.choose.randrange(10**6))
 
+    def _failures(self, *, stops: bool) -> list[Rule]:
+        """Return rules for the cloud that fails; none lets it say that it did what it did not."""
+        if stops:
+            return [{"from": self.choose.randrange(2, 40), "action": "fail"}]
+        often = self.choose.choice((0.1, 0.3, 0.5))
+        return [
+            {"calls": ["put"], "match": "/packs/", "times": 1, "action": "cut"},
+            {"probability": often, "action": "fail"},
+            {"calls": ["put", "delete"], "probability": often, "action": "lie_failure"},
+            {"calls": ["put", "get", "get_range"], "probability": often / 3, "action": "cut"},
+            {"probability": often / 10, "action": "timeout"},
+        ]
+
     def repair_clouds(self) -> None:
         """Let everything work that is there."""
+        if self.failing is not None:
+            counts = read_counts(self.failing.plan)
+            self.tally.faults += sum(count for key, count in counts.items() if key.startswith("acted "))
         for place in self.places:
             write_plan(place.plan)
 
@@ -158,6 +176,7 @@ class Fire:
         if self.choose.random() < 0.75:
             before = max(1, self.promised_epoch)
             wait_until(lambda: work.cloud > before, "an epoch of this laptop")
+        wait_until(lambda: self._has_collected(work), "packs that were compacted and deleted")
         self._pass(WORK_S)
         if faults in AIMS:
             wait_until(lambda: AIMS[faults] in self._at_risk(), AIMS[faults])
@@ -167,7 +186,10 @@ class Fire:
         laptop.check_log()
         tally.moments += 1
         tally.syncs += work.syncs
-        tally.packs_deleted += work.packs_deleted
+        tally.packs_deleted += work.collected["packs_deleted"]
+        tally.packs_compacted += work.collected["packs_compacted"]
+        tally.collecting += work.was_collecting
+        tally.failing += self.away is not None or self.failing is not None
         tally.steps += work.done - self.step
         tally.epochs += work.polls[-1].local - work.polls[0].local
         at_risk = self._at_risk()
@@ -178,6 +200,11 @@ class Fire:
         self.promised_epoch = max(self.promised_epoch, work.cloud)
         laptop.wipe()
         self._recover(work, faults)
+
+    def _has_collected(self, work: Work) -> bool:
+        """Return whether packs were compacted, and some deleted, until now; once is enough."""
+        compacted = self.tally.packs_compacted + work.collected["packs_compacted"]
+        return compacted > 0 and self.tally.packs_deleted + work.collected["packs_deleted"] > 0
 
     def _work(self) -> Work:
         self.works.append(Work(self.laptop, self.seed, self.step + 1))

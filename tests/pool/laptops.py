@@ -1,6 +1,6 @@
 """A laptop on which somebody works, what it promised meanwhile, and its end.
 
-Used by burning.py.  The writer is numbering.py in a process of its own; two threads ask what is durable.
+Used by burning.py.  The writer is numbering.py in a process of its own; threads ask what is durable, and collect.
 What has to be there afterwards is known from two sides.  `epoch.local` of `status` is N - 2 or less: the cut of epoch N
 comes later, as it is made only after epoch N - 1; so every step that was done before the question is in epoch N.
 (While `epoch.local` is N - 1 that cut may have been taken already.)  And `sync` returns: every step that was done
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -30,8 +31,6 @@ from tests.pool.numbered import ROOT
 
 EPOCH_S: Final = 0.3
 POLL_S: Final = 0.02
-COLLECTING: Final = 0.4
-"""How often dead packs and old epochs are deleted in place of a sync."""
 
 
 class Laptop(Machine):
@@ -54,7 +53,8 @@ class Poll:
 class Work:
     """The writer on a mounted laptop, and the threads that ask meanwhile what is durable.
 
-    `promised`: the newest step of which `sync` said that it is on the clouds.
+    `promised`: the newest step of which `sync` said that it is on the clouds.  `collected`: what `gc` did;
+    `was_collecting`: whether it was at work when the laptop burnt.
     """
 
     def __init__(self, laptop: Laptop, seed: str, first: int) -> None:
@@ -62,7 +62,9 @@ class Work:
         self.began_ns: Final = time.time_ns()
         self.promised = 0
         self.syncs = 0
-        self.packs_deleted = 0
+        self.collected: Final[Counter[str]] = Counter()
+        self.was_collecting = False
+        self._is_collecting = False
         self._laptop = laptop
         self._choose = random.Random(f"{seed} {first}")
         self._journal = laptop.folder / "journal"
@@ -74,7 +76,9 @@ class Work:
         self._writer = subprocess.Popen(program, cwd=ROOT)
         self._first = first
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(task,)) for task in (self._poll, self._sync)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(task,)) for task in (self._poll, self._sync, self._collect)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -123,15 +127,18 @@ class Work:
     def _sync(self) -> None:
         if self._over.wait(self._choose.uniform(0.1, 1.5)):
             return
-        if self.syncs and self._choose.random() < COLLECTING:
-            # Nothing is deleted of which an epoch that may be recovered has need.
-            collected = self._laptop.control("gc", keep=self._choose.choice((None, 3, 1)))
-            self.packs_deleted += collected["packs_deleted"]
-            return
         done = self.done
         self._laptop.sync()
         self.promised = done
         self.syncs += 1
+
+    def _collect(self) -> None:
+        """Compact, and delete dead packs and old epochs: nothing of which an epoch that may be recovered has need."""
+        if not self.syncs or self._over.wait(self._choose.uniform(0.1, 0.8)):
+            return
+        self._is_collecting = True
+        self.collected.update(self._laptop.control("gc", keep=self._choose.choice((None, 3, 1))))
+        self._is_collecting = False
 
     def wait(self, steps: int) -> None:
         """Return when so many steps were done, and an epoch was seen."""
@@ -149,6 +156,7 @@ class Work:
         Its workers die with it, but for a few times: then what they were told to put still arrives.
         """
         self._ending.touch()
+        self.was_collecting = self._is_collecting
         workers = _descendants(self._laptop.pid) if self._choose.random() < 0.8 else []
         try:
             os.kill(self._laptop.pid, signal.SIGKILL)

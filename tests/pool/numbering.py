@@ -32,6 +32,8 @@ CUT: Final = "cut"
 CUT_BYTES_MAX: Final = 2_500_000
 LINKS_MAX: Final = 3
 CHECKPOINT_PAGES: Final = 50
+PAUSE_S: Final = 0.005
+"""Between two steps: the drive has to get on with its epochs and collections, too."""
 
 
 class Step(NamedTuple):
@@ -208,6 +210,7 @@ def write(folder: str, journal: str, ending: str, seed: str, first: int) -> None
                 os.write(fd, f"b {step.number} {time.time_ns()}\n".encode())
                 do(step, folder, databases)
                 os.write(fd, f"d {step.number}\n".encode())
+                time.sleep(PAUSE_S)
     except (OSError, sqlite3.Error) as error:
         if not os.path.exists(ending):
             os.write(fd, f"e {error!r}\n".encode())
