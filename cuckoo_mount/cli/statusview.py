@@ -13,6 +13,7 @@ from attrs import frozen
 
 from cuckoo_mount.cli.common import drive_argument
 from cuckoo_mount.cli.sending import WELL, describe, describe_trouble, human_time, records
+from cuckoo_mount.clouds.logins import driver_with_login
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import UsageError
@@ -44,6 +45,7 @@ _HINTS: Final = {
     "cuckoo cloud add NAME URL{option}",
     "not-ours": "If the storage has moved: cuckoo cloud set {name} --url URL{option}",
 }
+_LOG_IN: Final = "Log in again: cuckoo cloud login {name}{option}"
 
 
 @frozen(slots=True)
@@ -197,7 +199,8 @@ def _notes(status: Status) -> Iterator[str]:
         if state == "drained":
             yield f"Cloud {name} is drained; to take it off the list: cuckoo cloud remove {name}{option}"
         elif state not in WELL:
-            hint = _HINTS.get(state, "").format(name=name, option=option)
+            has_login = state == "needs-login" and driver_with_login(str(cloud.get("url"))) is not None
+            hint = (_LOG_IN if has_login else _HINTS.get(state, "")).format(name=name, option=option)
             yield "  ".join(filter(None, (f"{describe_trouble(cloud)}{_age(cloud)}.", hint)))
     if is_unsent(status):
         if status.get("state") == "offline":

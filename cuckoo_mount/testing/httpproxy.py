@@ -8,7 +8,8 @@
 For tests; standard library only.  It passes bytes on unchanged, the `Host` header too, and reads just enough of
 HTTP/1.1 to know where requests and replies end, so that signatures stay valid (seen with rclone, weed, juicefs gateway,
 moto and boto3).  A client gets one connection to the server for each of its own, kept as long; when the server closes
-it while nothing is asked, the client's is closed.  One thread per connection; methods may be called by any thread.
+it while nothing is asked, the client's is closed.  Clients that want TLS get it here; the server is asked without.  One
+thread per connection; methods may be called by any thread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -91,11 +93,12 @@ class Counts:
 
 
 class HttpProxy:
-    """A running proxy in front of the server at `upstream_url` (`http://host:port`)."""
+    """A running proxy in front of the server at `upstream_url` (`http://host:port`); `tls`: what clients get."""
 
-    def __init__(self, upstream_url: str) -> None:
+    def __init__(self, upstream_url: str, *, tls: ssl.SSLContext | None = None) -> None:
         """Listen on a free loopback port and begin to serve.  Raises: OSError."""
         parts = urlsplit(upstream_url)
+        self._tls: Final = tls
         self._upstream: Final = (str(parts.hostname), int(parts.port or 80))
         self._listener: Final = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
         self._lock: Final = threading.Lock()
@@ -118,7 +121,7 @@ class HttpProxy:
     @property
     def endpoint_url(self) -> str:
         """What a client is told instead of the server's URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls is not None else ''}://127.0.0.1:{self.port}"
 
     def break_requests(self, *faults: Fault) -> None:
         """Break requests from now on as `faults` say, instead of what was said before; the first that acts decides."""
@@ -185,6 +188,8 @@ class HttpProxy:
     def _serve(self, client: socket.socket) -> None:
         # A connection that breaks is what this is for; the client sees it close.
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
             stream = stack.enter_context(self._streaming(client))
             _Connection(self, stream, lambda: stack.enter_context(self._streaming(self._connect()))).serve()
 
@@ -200,6 +205,8 @@ class HttpProxy:
             try:
                 if self._closed.is_set():  # close() may not have known of it
                     raise ConnectionAbortedError
+                if isinstance(connection, ssl.SSLSocket):
+                    connection.do_handshake()
                 yield HttpStream(connection)
             finally:
                 with self._lock:
