@@ -132,10 +132,15 @@ class DropboxCloud:
             job = self._wait_for(job.get_async_job_id())
         if not job.is_complete():
             raise CloudBusy("a batch of deletes was given up; try again", cloud=self._settings.name)
+        is_missing = False
         for name, outcome in zip(names, job.get_complete().entries, strict=True):
             if outcome.is_failure():
-                with suppress(CloudMissing):
-                    raise self._judge(Refusal(409, _as_json(outcome.get_failure())), name)
+                error = self._meaning(Refusal(409, _as_json(outcome.get_failure())), name)
+                if not isinstance(error, CloudMissing):
+                    raise error
+                is_missing = True
+        if is_missing:
+            self._see_root()
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)

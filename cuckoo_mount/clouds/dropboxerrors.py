@@ -29,7 +29,6 @@ from cuckoo_mount.errors import (
 LOG_IN: Final = "log in again: cuckoo cloud login {cloud}"
 NOT_JSON: Final = "something else than {endpoint} answered; is there a proxy or a login page of the network in between?"
 _TEXT_MAX_CHARACTERS: Final = 200
-_MOVED: Final = frozenset({301, 302, 303, 307, 308})
 # By the innermost tag.
 _BY_TAG: Final[dict[str, tuple[type[CloudError], str]]] = {
     "not_found": (CloudMissing, "no such object"),
@@ -105,10 +104,10 @@ def tags_in(node: object) -> tuple[str, ...]:
 def refused(refusal: Refusal, settings: CloudSettings, place: DropboxPlace, name: str) -> CloudError:
     """Return the error for an answer that is not what was asked for."""
     if refusal.is_login and 400 <= refusal.status < 500 and refusal.status not in (408, 429):
-        said = f" ({refusal.text})" if refusal.text else ""
+        said = f" ({_quoted(refusal.text)})" if refusal.text else ""
         kind: type[CloudError] = CloudNeedsLogin
         text = f"the login was revoked, or is not one of this app{said}; {LOG_IN}"
-    elif refusal.status in _MOVED:
+    elif refusal.status < 400:  # a page of somebody else, or the way to one
         kind, text = CloudUnavailable, NOT_JSON
     else:
         kind, text = _meaning(refusal)

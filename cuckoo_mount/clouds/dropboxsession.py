@@ -25,6 +25,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 """Limit for making a connection, where `timeout_s` is not shorter."""
 TOKEN_PATH: Final = "/oauth2/token"
 _JSON: Final = "application/json"
+_DOWNLOADED: Final = "dropbox-api-result"
+"""A header that comes with every object."""
 
 T = TypeVar("T")
 
@@ -64,7 +66,8 @@ def _check(response: Response, *_: object, **__: object) -> None:
     """Raises: Refusal for every answer that is not a good one, but a 401 of the API: the SDK may get a new token."""
     status, is_json = response.status_code, response.headers.get("content-type", "").startswith(_JSON)
     is_login = urlsplit(str(response.url)).path == TOKEN_PATH
-    if 200 <= status < 300 or (status == 401 and is_json and not is_login):
+    is_of_api = is_json or _DOWNLOADED in response.headers
+    if (200 <= status < 300 and is_of_api) or (status == 401 and is_json and not is_login):
         return
     body = response.content.decode("utf-8", "replace")
     raise Refusal(status, body, retry_after=response.headers.get("retry-after", ""), is_login=is_login)

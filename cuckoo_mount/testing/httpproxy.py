@@ -40,7 +40,7 @@ class Fault:
     `action`: `cut_request` passes half of the body on and closes both connections; `cut_reply` gives the head and half
     of the body of the reply; `stall_reply` the same, and keeps the connection; `drop` closes without an answer and
     without asking the server; `hang` never answers; `delay` waits `seconds` before the server is asked; `status`
-    answers with `status` and the S3 error `code` itself, and with `retry_after`, unless that is empty.
+    answers with `status` and the S3 error `code`, or `body`, itself, and with `retry_after`, unless that is empty.
     `methods`: all if empty.  `match`: part of the target (path and query).  The first `skip` requests it matches go
     through, the next `times` (None: all) are broken.
     """
@@ -53,6 +53,8 @@ class Fault:
     status: int = field(default=503, kw_only=True)
     code: str = field(default="SlowDown", kw_only=True)
     retry_after: str = field(default="1", kw_only=True)
+    body: str | None = field(default=None, kw_only=True)
+    content_type: str = field(default="application/json", kw_only=True)
     seconds: float = field(default=0.0, kw_only=True)
 
 
@@ -353,13 +355,15 @@ class _Connection:
 
 
 def _error_reply(fault: Fault) -> bytes:
-    body = (
+    content_type = "application/xml" if fault.body is None else fault.content_type
+    xml = (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{fault.code}</Code>'
         f"<Message>{fault.code} on purpose</Message></Error>"
-    ).encode()
+    )
+    body = (xml if fault.body is None else fault.body).encode()
     pause = f"Retry-After: {fault.retry_after}\r\n" if fault.retry_after else ""
     head = (
-        f"HTTP/1.1 {fault.status} On Purpose\r\nContent-Type: application/xml\r\n"
+        f"HTTP/1.1 {fault.status} On Purpose\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\n{pause}\r\n"
     )
     return head.encode() + body

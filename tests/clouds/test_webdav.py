@@ -319,6 +319,6 @@ def test_the_commands_do_not_load_it() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(json.loads(result.stdout))
     assert not loaded & {
-        *("urllib3", "requests", "paramiko", "ftplib", "boto3"),
-        *(f"cuckoo_mount.clouds.{name}" for name in ("webdav", "sftp", "ftp", "s3")),
+        *("urllib3", "requests", "paramiko", "ftplib", "boto3", "dropbox"),
+        *(f"cuckoo_mount.clouds.{name}" for name in ("webdav", "sftp", "ftp", "s3", "dropbox", "dropboxlogin")),
     }
