@@ -13,7 +13,6 @@ from attrs import frozen
 
 from cuckoo_mount.cli.common import drive_argument
 from cuckoo_mount.cli.sending import WELL, describe, describe_trouble, human_time, records
-from cuckoo_mount.clouds.logins import driver_with_login
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import UsageError
@@ -199,7 +198,7 @@ def _notes(status: Status) -> Iterator[str]:
         if state == "drained":
             yield f"Cloud {name} is drained; to take it off the list: cuckoo cloud remove {name}{option}"
         elif state not in WELL:
-            has_login = state == "needs-login" and driver_with_login(str(cloud.get("url"))) is not None
+            has_login = state == "needs-login" and _has_login(str(cloud.get("url")))
             hint = (_LOG_IN if has_login else _HINTS.get(state, "")).format(name=name, option=option)
             yield "  ".join(filter(None, (f"{describe_trouble(cloud)}{_age(cloud)}.", hint)))
     if is_unsent(status):
@@ -219,6 +218,13 @@ def _notes(status: Status) -> Iterator[str]:
         yield f"Read-only: {reason}."
     if _table(status, "epoch").get("cloud") is None and clouds:
         yield "Names and attributes are on this machine only, until the first epoch is on the clouds: cuckoo sync"
+
+
+def _has_login(url: str) -> bool:
+    # Not above: the table of drivers costs 10 ms, which only a cloud without a login is worth.
+    from cuckoo_mount.clouds.logins import driver_with_login
+
+    return driver_with_login(url) is not None
 
 
 def _policy_of(status: Status) -> Policy | None:

@@ -46,6 +46,7 @@ class Logins:
     refreshes: int = 0
     _refresh_tokens: dict[str, tuple[str, ...]] = field(factory=dict)
     _access_tokens: dict[str, tuple[str, ...]] = field(factory=dict)
+    _given_for: dict[str, str] = field(factory=dict)
     _expired: set[str] = field(factory=set)
     _codes: dict[str, _Code] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -59,11 +60,12 @@ class Logins:
             self._refresh_tokens[token] = scopes
         return token
 
-    def access_token(self, scopes: tuple[str, ...] = ALL_SCOPES) -> str:
-        """Return a new access token."""
+    def access_token(self, scopes: tuple[str, ...] = ALL_SCOPES, refresh_token: str = "") -> str:
+        """Return a new access token, of the login that `refresh_token` stands for."""
         token = f"sl.{secrets.token_urlsafe(40)}"
         with self._lock:
             self._access_tokens[token] = scopes
+            self._given_for[token] = refresh_token
         return token
 
     def expire(self) -> None:
@@ -72,12 +74,13 @@ class Logins:
             self._expired |= self._access_tokens.keys()
             self._access_tokens.clear()
 
-    def revoke(self) -> None:
-        """Let all logins be taken back, as the user can in the account's settings."""
+    def revoke(self, refresh_token: str) -> None:
+        """Let a login be taken back, as the user can in the account's settings."""
         with self._lock:
-            self._refresh_tokens.clear()
-            self._access_tokens.clear()
-            self._expired.clear()
+            del self._refresh_tokens[refresh_token]
+            for token in [token for token, given_for in self._given_for.items() if given_for == refresh_token]:
+                self._access_tokens.pop(token, None)
+                self._expired.discard(token)
 
     def approve(self, url: str) -> str:
         """Do what the user does in a browser at `url`; return the code that is shown then."""
@@ -108,13 +111,14 @@ class Logins:
         if form.get("client_id") != self.app_key:
             return _refused("invalid_client_id: Invalid client_id", error="invalid_client")
         if form.get("grant_type") == "refresh_token":
+            refresh_token = form.get("refresh_token", "")
             with self._lock:
-                scopes = self._refresh_tokens.get(form.get("refresh_token", ""))
+                scopes = self._refresh_tokens.get(refresh_token)
                 self.refreshes += scopes is not None
             if scopes is None:
                 return _refused("refresh token is invalid or revoked")
             # As the real one: no refresh token comes with it, the old one stays.
-            return TokenAnswer(200, self._granted(scopes))
+            return TokenAnswer(200, self._granted(scopes, refresh_token))
         with self._lock:
             code = self._codes.pop(form.get("code", ""), None)
         if code is None:
@@ -122,11 +126,12 @@ class Logins:
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         if base64.urlsafe_b64encode(digest).decode().rstrip("=") != code.challenge:
             return _refused("invalid code verifier")
-        known = {"refresh_token": self.log_in(code.scopes), "uid": "1", "account_id": "dbid:emulated"}
-        return TokenAnswer(200, {**self._granted(code.scopes), **known})
+        refresh_token = self.log_in(code.scopes)
+        known = {"refresh_token": refresh_token, "uid": "1", "account_id": "dbid:emulated"}
+        return TokenAnswer(200, {**self._granted(code.scopes, refresh_token), **known})
 
-    def _granted(self, scopes: tuple[str, ...]) -> dict[str, object]:
-        token = self.access_token(scopes)
+    def _granted(self, scopes: tuple[str, ...], refresh_token: str) -> dict[str, object]:
+        token = self.access_token(scopes, refresh_token)
         scope = " ".join(scopes)
         return {"access_token": token, "token_type": "bearer", "expires_in": EXPIRES_IN_S, "scope": scope}
 

@@ -119,8 +119,8 @@ def test_an_object_larger_than_a_request_goes_in_parts(
         assert asked.get("files/upload", 0) == (appends is None)
         assert asked.get("files/upload_session/append_v2", 0) == (appends or 0)
         assert cloud.get("large") == data
+    monkeypatch.setattr(driver, "UPLOAD_MAX_BYTES", 100_001)
     with pytest.raises(CloudUnavailable, match="payload_too_large"):
-        monkeypatch.setattr(driver, "UPLOAD_MAX_BYTES", 100_001)
         cloud.put("larger", bytes(100_001))
 
 
@@ -165,7 +165,7 @@ def test_many_deletes_are_one_batch(cloud: DropboxCloud, dropbox: DropboxServer,
 def test_a_batch_that_takes_too_long_is_said_to(
     settings: CloudSettings, dropbox: DropboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    impatient = evolve(settings, timeout_s=0.5)
+    impatient = evolve(settings, timeout_s=0.3)
     monkeypatch.setattr(dropbox.account, "delete_checks", 1000)
     with contextlib.closing(open_dropbox_cloud(impatient, impatient.url)) as cloud:
         cloud.put("a", b"x")
@@ -202,10 +202,11 @@ def test_a_listing_goes_on_while_things_change(
 
 
 def test_a_listing_that_the_service_gave_up_is_tried_again(
-    cloud: DropboxCloud, dropbox: DropboxServer, folder: str, proxy: HttpProxy
+    cloud: DropboxCloud, dropbox: DropboxServer, folder: str, proxy: HttpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.break_requests(Fault("status", match="continue", status=409, body='{"error": {".tag": "reset"}}'))
-    for number in range(2001):
+    monkeypatch.setattr(driver, "PAGE_NAMES", 2)
+    for number in range(3):
         dropbox.account.write(f"{folder}/many/{number}", b"x")
     with pytest.raises(CloudUnavailable, match="has to begin anew; try again"):
         list(cloud.list("many/"))
@@ -276,7 +277,7 @@ def test_threads_share_one_token(settings: CloudSettings, dropbox: DropboxServer
 
 
 def test_a_revoked_login_needs_a_new_one(cloud: DropboxCloud, dropbox: DropboxServer, settings: CloudSettings) -> None:
-    dropbox.logins.revoke()
+    dropbox.logins.revoke(dropbox.refresh_token)
     for call in (lambda: cloud.put("a", b"x"), lambda: cloud.get("first"), cloud.space):
         with pytest.raises(CloudNeedsLogin, match="log in again: cuckoo cloud login dropbox"):
             call()
@@ -348,6 +349,8 @@ def test_clouds_with_one_login_share_its_limits(dropbox: DropboxServer, settings
     other = evolve(settings, name="other", url=dropbox.url("/elsewhere"))
     assert account_of(settings) == account_of(other)
     assert account_of(settings) != account_of(evolve(other, secrets=(("refresh_token", "of somebody else"),)))
+    one, two = (CloudSettings(name="x", url=f"dropbox:///?access_token={number}") for number in "12")
+    assert account_of(one) != account_of(two)
 
 
 # -- trouble --

@@ -22,6 +22,11 @@ def opener(settings: CloudSettings) -> Callable[[], Cloud]:
 
 
 class TestDropbox(CloudConformance):
+    # Only waits for what every request has in common: the limits of one session of HTTP.
+    @pytest.mark.long
+    def test_a_server_that_never_answers_does_not_hold_a_call_for_ever(self, network: Wire, far_cloud: Cloud) -> None:
+        super().test_a_server_that_never_answers_does_not_hold_a_call_for_ever(network, far_cloud)
+
     @pytest.fixture
     def folder(self, dropbox: DropboxServer) -> str:
         return dropbox.fresh_folder()
