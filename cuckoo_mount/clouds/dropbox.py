@@ -110,7 +110,7 @@ class DropboxCloud:
         size_bytes, data = self._download(name, {"Range": f"bytes={offset}-{offset + length_bytes - 1}"})
         if len(data) == size_bytes != length_bytes:  # the whole object, from something that knows no ranges
             data = data[offset : offset + length_bytes]
-        if size_bytes < offset + length_bytes or len(data) != length_bytes:
+        if len(data) != length_bytes:
             raise self._too_short(name, offset, length_bytes, len(data))
         return data
 

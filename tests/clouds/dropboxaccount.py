@@ -66,6 +66,14 @@ class Node:
         )
 
 
+@frozen
+class _Change:
+    """What happened to a path; what is below a folder that is gone is gone with it, and not told."""
+
+    lower: str
+    is_gone: bool = False
+
+
 @define
 class _Listing:
     """A cursor: what is still to be told of a folder, and from which change on."""
@@ -73,7 +81,7 @@ class _Listing:
     folder: str
     recursive: bool
     limit: int
-    pending: list[str]
+    pending: list[_Change]
     seen_changes: int
 
 
@@ -96,7 +104,7 @@ class Account:
     quota_bytes: int = 2 << 40
     is_team: bool = False
     _nodes: dict[str, Node] = field(factory=dict)
-    _changes: list[str] = field(factory=list)
+    _changes: list[_Change] = field(factory=list)
     _listings: dict[str, _Listing] = field(factory=dict)
     _sessions: dict[str, _Session] = field(factory=dict)
     _jobs: dict[str, tuple[int, files.DeleteBatchResult]] = field(factory=dict)
@@ -201,7 +209,7 @@ class Account:
         if path and self._find(path, files.ListFolderError.path).content is not None:
             raise Failure(files.ListFolderError.path(files.LookupError.not_folder))
         recursive = bool(argument.recursive)
-        pending = [lower for lower in sorted(self._nodes) if self._is_listed(lower, path, recursive=recursive)]
+        pending = [_Change(lower) for lower in sorted(self._nodes) if self._is_listed(lower, path, recursive=recursive)]
         limit = argument.limit or self.page_names
         return self._page(_Listing(path, recursive, limit, pending, len(self._changes)))
 
@@ -283,10 +291,10 @@ class Account:
 
     def _set(self, node: Node) -> None:
         self._nodes[node.path.lower()] = node
-        self._changes.append(node.path.lower())
+        self._changes.append(_Change(node.path.lower()))
 
     def _remove(self, lower: str) -> None:
-        self._changes.append(lower)
+        self._changes.append(_Change(lower, is_gone=True))
         for path in [path for path in self._nodes if path == lower or path.startswith(f"{lower}/")]:
             del self._nodes[path]
 
@@ -323,9 +331,9 @@ class Account:
         if not listing.pending:
             changed, listing.seen_changes = self._changes[listing.seen_changes :], len(self._changes)
             listing.pending = [
-                lower
-                for lower in dict.fromkeys(changed)
-                if self._is_listed(lower, listing.folder, recursive=listing.recursive)
+                change
+                for change in changed
+                if self._is_listed(change.lower, listing.folder, recursive=listing.recursive)
             ]
         told, listing.pending = listing.pending[: listing.limit], listing.pending[listing.limit :]
         cursor = f"cursor-{next(self._numbers)}"
@@ -333,11 +341,11 @@ class Account:
         has_more = bool(listing.pending) or listing.seen_changes < len(self._changes)
         return files.ListFolderResult(entries=[*self._entries(told)], cursor=cursor, has_more=has_more)
 
-    def _entries(self, lowers: Sequence[str]) -> Sequence[files.Metadata]:
+    def _entries(self, changes: Sequence[_Change]) -> Sequence[files.Metadata]:
         found = []
-        for lower in lowers:
-            node = self._nodes.get(lower)
-            name = lower.rpartition("/")[2]
-            gone = files.DeletedMetadata(name=name, path_lower=lower, path_display=lower)
+        for change in changes:
+            node = None if change.is_gone else self._nodes.get(change.lower)
+            name = change.lower.rpartition("/")[2]
+            gone = files.DeletedMetadata(name=name, path_lower=change.lower, path_display=change.lower)
             found.append(gone if node is None else node.metadata)
         return found

@@ -80,6 +80,7 @@ class DropboxServer:
         self.account: Final = Account()
         self.logins: Final = Logins()
         self.refresh_token = self.logins.log_in()
+        self.knows_ranges = True
         self.ca_file: Final = folder / "dropbox.pem"
         self._lock: Final = threading.Lock()
         self._asked: list[tuple[str, str]] = []
@@ -214,7 +215,7 @@ class DropboxServer:
             return _Answer(200, _encode(route.result_type, result).encode(), {"Content-Type": _JSON})
         metadata, content = result
         described = {"Dropbox-API-Result": _encode(route.result_type, metadata)}
-        return _content(content, headers.get("range", ""), described)
+        return _content(content, headers.get("range", "") if self.knows_ranges else "", described)
 
     def _note(self, route: str, argument: str) -> None:
         with self._lock:

@@ -89,6 +89,16 @@ def test_what_each_call_costs(cloud: DropboxCloud, dropbox: DropboxServer) -> No
             assert dropbox.proxy.counts().bytes_down < 5000
 
 
+def test_a_range_from_something_that_knows_none(
+    cloud: DropboxCloud, dropbox: DropboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropbox, "knows_ranges", False)
+    cloud.put("a", bytes(range(100)))
+    assert cloud.get_range("a", 10, 5) == bytes(range(10, 15))
+    with pytest.raises(CloudCorrupt):
+        cloud.get_range("a", 98, 5)
+
+
 def test_opening_costs_a_token_and_a_look_at_the_folder(settings: CloudSettings, dropbox: DropboxServer) -> None:
     dropbox.reset()
     with contextlib.closing(open_dropbox_cloud(settings, settings.url)) as opened:
@@ -183,19 +193,22 @@ def test_a_listing_goes_on_while_things_change(
     monkeypatch.setattr(driver, "PAGE_NAMES", 2)
     for name in ("a/1", "a/2", "b/1", "c/1", "c/2"):
         dropbox.account.write(f"{folder}/{name}", name.encode())
-    pages = cloud._client.files_list_folder_continue
-    changes = [
-        lambda: dropbox.account.remove(f"{folder}/a"),
-        lambda: dropbox.account.write(f"{folder}/A/3", b"new"),
-        lambda: dropbox.account.remove(f"{folder}/c/1"),
-    ]
+    go_on = cloud._client.files_list_folder_continue
+    told = 0
+    # By how many pages of two have been told: the folder itself and a, its two objects, b and its object, ….
+    changes = {
+        2: lambda: dropbox.account.remove(f"{folder}/a"),
+        3: lambda: dropbox.account.write(f"{folder}/A/3", b"new"),
+        4: lambda: dropbox.account.remove(f"{folder}/c/1"),
+    }
 
-    def go_on(cursor: str) -> object:
-        if changes:
-            changes.pop(0)()
-        return pages(cursor)
+    def change_and_go_on(cursor: str) -> object:
+        nonlocal told
+        told += 1
+        changes.pop(told, lambda: None)()
+        return go_on(cursor)
 
-    monkeypatch.setattr(cloud._client, "files_list_folder_continue", go_on, raising=True)
+    monkeypatch.setattr(cloud._client, "files_list_folder_continue", change_and_go_on)
     found = {info.name: info.size_bytes for info in cloud.list("")}
     assert not changes
     assert found == {"first": 1, "a/3": 3, "b/1": 3, "c/2": 3}
