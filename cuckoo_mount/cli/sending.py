@@ -190,6 +190,7 @@ def records(value: object) -> list[Mapping[str, object]]:
 
 
 _SLOW: Final = "slow"
+_HEALS: Final = "that heals by itself as soon as there are clouds enough"
 
 
 def describe_trouble(trouble: Mapping[str, object]) -> str:
@@ -203,7 +204,10 @@ def describe_trouble(trouble: Mapping[str, object]) -> str:
 
 def why_degraded(outcome: Mapping[str, object]) -> str:
     """Return a line on what is on too few clouds and why that is; empty when nothing is."""
-    reasons = because(outcome.get("troubles")) or "; are there clouds enough? see: cuckoo status"
+    reasons = (
+        because(outcome.get("troubles"))
+        or "; that heals by itself as soon as there are clouds enough; see: cuckoo status"
+    )
     degraded = outcome.get("degraded")
     if isinstance(degraded, int) and degraded:
         what = "1 pack has" if degraded == 1 else f"{degraded} packs have"

@@ -98,7 +98,9 @@ class FtpCloud:
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
         check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
 
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
         def read(session: FtpSession) -> bytes:
             path = self._path(name)
             trouble: Exception | None = None

@@ -131,8 +131,12 @@ class S3Cloud:
         return data
 
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
-        key = self._key(name)
+        check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
+
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
+        key = self._location(name)
         if not length_bytes:  # HTTP has no words for an empty range
             answer = self._call(name, lambda: self._client.head_object(**key))
             if answer.get("ContentLength", 0) < offset:
@@ -188,6 +192,9 @@ class S3Cloud:
 
     def _key(self, name: str) -> dict[str, str]:
         check_object_name(name)
+        return self._location(name)
+
+    def _location(self, name: str) -> dict[str, str]:
         return {"Bucket": self._place.bucket, "Key": self._place.prefix + name}
 
     def _check_length(self, name: str, answer: _Answer, data: bytes) -> None:

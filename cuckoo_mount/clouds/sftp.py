@@ -114,7 +114,9 @@ class SftpCloud:
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
         check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
 
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
         def read(sftp: paramiko.SFTPClient) -> bytes:
             with sftp.open(self._path(name), "rb") as file:
                 return read_part(sftp, file, offset, length_bytes)

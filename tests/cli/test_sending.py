@@ -81,7 +81,7 @@ def test_words_for_what_is_left() -> None:
     )
     assert sending.why_degraded({"degraded": 0, "troubles": [DOWN]}) == ""
     assert sending.why_degraded({"degraded": 1, "troubles": [DOWN]}).endswith("; cloud usb is down: no such folder")
-    assert "are there clouds enough?" in sending.why_degraded({"degraded": 2, "troubles": []})
+    assert "as soon as there are clouds enough" in sending.why_degraded({"degraded": 2, "troubles": []})
 
 
 # -- status --

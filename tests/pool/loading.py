@@ -4,7 +4,7 @@ Used by the tests of draining and rebalancing:
     load = Load(mount, files=20)
     with load.running():
         …                               # every byte that is read meanwhile is compared
-        load.expect_end(); mount.kill() # from then on errors are no surprise
+        load.kill()                    # the daemon; from then on errors are no surprise
     load.verify()                       # also what the writer had synced when the daemon was killed
 """
 
@@ -74,9 +74,10 @@ class Load:
                 thread.join()
         assert not self._errors, "\n".join(self._errors)
 
-    def expect_end(self) -> None:
-        """Say that the daemon is going to be killed."""
+    def kill(self) -> None:
+        """Kill the daemon.  The dead mount stays until the next start, lest somebody writes to the folder below it."""
         self._ending.set()
+        self.mount.kill(detach=False)
 
     def _run(self, step: object) -> None:
         assert callable(step)

@@ -78,16 +78,14 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path, make_pool: MakePool, r
         for told in progress:
             if told["packs_left"] and told["packs_left"] <= before - 2:
                 break
-        load.expect_end()
-        mount.kill()
+        load.kill()
     slow_down(places[1:], "put", "/packs/", 0.0)
     slow_down(places[:1], "delete", "/meta/", 0.3)
     assert len(places[0].packs()) >= 2, "nothing was at risk"
     mount.start()
     with load.running(), asked(mount, "cloud-drain", name="a"):
         wait_for_the_last_objects(places[0])
-        load.expect_end()
-        mount.kill()
+        load.kill()
     left = places[0].sizes()
     assert left, "nothing was at risk"
     assert not places[0].packs()
