@@ -93,6 +93,7 @@ class DropboxCloud:
             self._put_in_parts(name, path, content)
 
     def get(self, name: str) -> bytes:
+        check_object_name(name)
         size_bytes, data = self._download(name, {})
         if len(data) != size_bytes:
             message = f"the answer was cut: {size_bytes} bytes announced, {len(data)} came; try again"
@@ -100,8 +101,12 @@ class DropboxCloud:
         return data
 
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
-        path = self._path(name)
+        check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
+
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
+        path = self._location(name)
         if not length_bytes:  # HTTP has no words for an empty range
             size_bytes = self._call(name, lambda: self._client.files_get_metadata(path)).size
             if size_bytes < offset:
@@ -177,6 +182,9 @@ class DropboxCloud:
 
     def _path(self, name: str) -> str:
         check_object_name(name)
+        return self._location(name)
+
+    def _location(self, name: str) -> str:
         return f"{self._place.folder}/{name}"
 
     def _too_short(self, name: str, offset: int, wanted: int, had: int) -> CloudCorrupt:
@@ -184,7 +192,7 @@ class DropboxCloud:
 
     def _download(self, name: str, headers: dict[str, str]) -> tuple[int, bytes]:
         """Return the size of the whole object, and what came of it."""
-        path = self._path(name)
+        path = self._location(name)
 
         def request() -> tuple[int, bytes]:
             metadata, answer = self._client.files_download(path, extra_headers={**_PLAIN, **headers})

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
@@ -64,6 +64,19 @@ async def test_one_request_per_stored_pack_and_per_ranged_read(make_pool: MakePo
     assert server.asked("files/upload", "/packs/") == stored
     assert server.asked("files/download", "/packs/") == len(files)
     assert server.asked("files/get_metadata", "/packs/") == 0
+
+
+async def test_too_many_writes_are_no_trouble(make_pool: MakePool, server: DropboxServer) -> None:
+    mount = make_pool((dropbox_place(server),))
+    async with mount.opened() as opened:
+        await opened.write("a", b"1")
+        await opened.sync()
+        server.reject_writes(1, retry_after_s=1)
+        await opened.write("b", b"2")
+        await opened.sync()
+        clouds = cast(list[dict[str, Any]], (await opened.drive.status())["clouds"])
+    assert (clouds[0]["state"], clouds[0]["rejected"]) == ("ok", 1)
+    assert clouds[0]["requests_per_second"] is not None
 
 
 # -- mounted --
