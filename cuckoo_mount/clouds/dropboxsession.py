@@ -7,6 +7,7 @@ comes, but for one about the login that the SDK can mend itself by a new access 
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -49,8 +50,12 @@ def make_session(settings: CloudSettings, place: DropboxPlace) -> Session:
         """Asks `place.server` instead of Dropbox's hosts, and trusts `place.ca_file` whatever the environment says."""
 
         def send(self, request: PreparedRequest, *positional: object, **arguments: object) -> Response:
+            if isinstance(request.body, bytes):
+                # Else all of it has to be sent within one time limit, however steadily it goes: 16 MiB in 10 s.
+                request.body = io.BytesIO(request.body)
             if place.server is not None:
                 request.url = urlunsplit(urlsplit(str(request.url))._replace(netloc=place.server))
+                arguments["proxies"] = {}
             if place.ca_file is not None:
                 arguments["verify"] = place.ca_file
             answer: Response = super().send(request, *positional, **arguments)  # type: ignore[arg-type]

@@ -33,10 +33,12 @@ from cuckoo_mount.errors import (
 )
 from cuckoo_mount.testing.httpproxy import Fault, HttpProxy
 from cuckoo_mount.testing.serverprocess import free_ports
+from cuckoo_mount.testing.tcpproxy import tcp_proxy
 from tests.clouds.dropboxserver import DropboxServer
 
 DRIVE, CLOUD = b"D" * 16, b"C" * 16
 FOUR_KIB = bytes(4096)
+SLOW_BYTES_PER_S = 2 << 20
 PACKS = f"cuckoo/{DRIVE.hex()}/packs"
 pytestmark = pytest.mark.slow  # for the sake of the SDK, which takes half a second to import
 
@@ -480,6 +482,18 @@ def test_a_certificate_that_is_not_trusted(settings: CloudSettings, dropbox: Dro
         pytest.raises(CloudUnavailable, match=r"no secure connection to 127.*option ca_file"),
     ):
         cloud.get("a")
+
+
+@pytest.mark.long
+def test_a_slow_line_is_no_reason_to_give_up(settings: CloudSettings, dropbox: DropboxServer) -> None:
+    """The limit on time is for each step of an upload, not for all of it."""
+    with tcp_proxy(dropbox.proxy.port) as line:
+        line.slow_down(SLOW_BYTES_PER_S)
+        url = settings.url.replace(f":{dropbox.proxy.port}", f":{line.port}")
+        slow = evolve(settings, url=url, timeout_s=4.0)
+        with contextlib.closing(open_dropbox_cloud(slow, url)) as cloud:
+            cloud.put("a", bytes(6 * SLOW_BYTES_PER_S))
+    assert dropbox.asked("files/upload", "/a") == 1
 
 
 def test_a_connection_dropped_once_is_not_noticed(cloud: DropboxCloud, proxy: HttpProxy) -> None:
