@@ -346,7 +346,12 @@ def open_webdav_cloud(settings: CloudSettings, place: str) -> WebDavCloud:
 
     Raises: UsageError for a URL, options or secrets that cannot be.
     """
-    return WebDavCloud(settings, parse_remote_place(settings, place, options=(_UPLOAD, CA_FILE)))
+    return WebDavCloud(settings, parse_webdav_place(settings, place))
+
+
+def parse_webdav_place(settings: CloudSettings, url: str) -> RemotePlace:
+    """Return what `url` and `settings` say.  Raises: UsageError for what cannot be."""
+    return parse_remote_place(settings, url, options=(_UPLOAD, CA_FILE))
 
 
 def _upload(settings: CloudSettings, place: RemotePlace) -> str:
