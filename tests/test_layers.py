@@ -82,6 +82,8 @@ RESERVED: Final[dict[str, frozenset[str]]] = {
     "boto3": frozenset({"clouds"}),
     "botocore": frozenset({"clouds"}),
     "dropbox": frozenset({"clouds"}),
+    "requests": frozenset({"clouds"}),
+    "stone": frozenset({"clouds"}),
     "urllib3": frozenset({"clouds"}),
     "paramiko": frozenset({"clouds"}),
     "ftplib": frozenset({"clouds"}),

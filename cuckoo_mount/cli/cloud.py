@@ -15,9 +15,9 @@ from typing import Final, TypeVar
 import click
 from attrs import evolve
 
-from cuckoo_mount.cli import cloudview, common, drain
+from cuckoo_mount.cli import cloudview, common, drain, login
 from cuckoo_mount.cli.completing import complete_clouds
-from cuckoo_mount.cli.operate import Result, known_config, run_on_drive
+from cuckoo_mount.cli.operate import Result, known_config, named_cloud, run_on_drive
 from cuckoo_mount.cli.places import check_place, full_url
 from cuckoo_mount.clouds import accounts
 from cuckoo_mount.clouds.base import CloudSettings
@@ -32,7 +32,6 @@ from cuckoo_mount.multi.redundancy import describe_policy, parse_policy
 
 F = TypeVar("F", bound=Callable[..., object])
 Pairs = tuple[tuple[str, str], ...]
-LATER: Final = frozenset({"login"})
 NO_LIMIT: Final = "none"
 _OUR_OPTIONS_PREFIX: Final = "expect."
 
@@ -44,15 +43,16 @@ class CloudGroup(click.Group):
         """Return a command.  Raises: click.UsageError."""
         found = super().get_command(ctx, cmd_name)
         if found is None and not ctx.resilient_parsing:
-            raise common.no_command(cmd_name, self.commands, LATER, ctx)
+            raise common.no_command(cmd_name, self.commands, frozenset(), ctx)
         return found
 
 
 @click.group("cloud", cls=CloudGroup, epilog="Example:  cuckoo cloud add usb /media/usb/cuckoo")
 def command() -> None:
-    """Add, list, test, change, empty and remove a drive's clouds.
+    """Add, list, test, change, log in to, empty and remove a drive's clouds.
 
-    A cloud is a folder, here or on a WebDAV, SSH or FTP server, an S3 bucket, or what another PyFilesystem URL names.
+    A cloud is a folder, here, in a Dropbox or on a WebDAV, SSH or FTP server, an S3 bucket, or what another
+    PyFilesystem URL names.
     """
 
 
@@ -107,8 +107,8 @@ def add(
 ) -> int:
     """Make the storage at URL a cloud of the drive, called NAME, and use it from now on.
 
-    URL is a folder, s3://bucket/prefix?endpoint_url=…, webdavs://host/path, ssh://user@host/path, ftps://host/path, or
-    any other PyFilesystem URL; docs/clouds.md has what each needs.
+    URL is a folder, s3://bucket/prefix?endpoint_url=…, dropbox:///folder?app_key=KEY, webdavs://host/path,
+    ssh://user@host/path, ftps://host/path, or any other PyFilesystem URL; docs/clouds.md has what each needs.
     """
     check_cloud_name(name)
     cloud = CloudConfig(
@@ -126,6 +126,8 @@ def add(
     _check_new(cloud, config)
     check_place(cloud.url, drive_paths(drive), config, read_only=read_only)
     cloud = _asked(cloud, _secret_specs(secret_specs))
+    if login.lacks_login(cloud.url, cloud.secrets):
+        cloud = login.with_login(cloud, drive)
     result = _send("cloud-add", drive, cloud, use="no-new" if no_new else None)
     if as_json:
         common.print_json(result)
@@ -168,7 +170,7 @@ def set_(
     wanted, specs = (*_options(options), *_rate(name, requests_per_second)), _secret_specs(secret_specs)
     sizes = {"capacity_bytes": _capacity(capacity), "reserve_bytes": parse_size(reserve or "0")}
     config = known_config(drive)
-    old = _named(name, config)
+    old = named_cloud(name, config)
     cloud = evolve(
         old,
         url=full_url(url) if url is not None else old.url,
@@ -212,7 +214,7 @@ def list_(drive: str, as_json: bool) -> int:
 @common.common_options
 def test(name: str, drive: str, as_json: bool) -> int:
     """Store, read and delete an object on the cloud NAME, and say how long each step took."""
-    _named(name, known_config(drive))
+    named_cloud(name, known_config(drive))
     trial = run_on_drive(drive, "cloud-test", name=name)
     error = trial.get("error")
     if as_json:
@@ -236,7 +238,7 @@ def remove(name: str, lost: bool, dry_run: bool, yes: bool, drive: str, as_json:
 
     Refused while something lies on no other cloud.
     """
-    _named(name, known_config(drive))
+    named_cloud(name, known_config(drive))
     if dry_run:
         return _show_removal(run_on_drive(drive, "cloud-remove", name=name, lost=lost, dry_run=True), as_json=as_json)
     if lost:
@@ -270,6 +272,7 @@ def _show_removal(plan: Result, *, as_json: bool) -> int:
 
 
 command.add_command(drain.command)
+command.add_command(login.command)
 
 
 # -- what was typed --
@@ -337,14 +340,6 @@ def _typed(prompt: str, key: str) -> str:
 
 
 # -- what is known of the drive --
-
-
-def _named(name: str, config: DriveConfig) -> CloudConfig:
-    for cloud in config.clouds:
-        if cloud.name == name:
-            return cloud
-    names = ", ".join(cloud.name for cloud in config.clouds) or "none yet"
-    raise UsageError(f"drive {config.name!r} has no cloud {name!r}; its clouds: {names}")
 
 
 def _check_new(cloud: CloudConfig, config: DriveConfig) -> None:

@@ -15,7 +15,8 @@ from cuckoo_mount.cli.background import Reporter, TerminalReporter
 from cuckoo_mount.cli.checks import hold_drive
 from cuckoo_mount.cli.lock import LockHolder, read_holder
 from cuckoo_mount.cli.logs import log_to_file
-from cuckoo_mount.config import DriveConfig, DrivePaths, drive_paths, read_config
+from cuckoo_mount.config import CloudConfig, DriveConfig, DrivePaths, drive_paths, read_config
+from cuckoo_mount.errors import UsageError
 
 Arguments = Mapping[str, object]
 Result = Mapping[str, object]
@@ -55,6 +56,15 @@ def known_config(drive: str) -> DriveConfig:
     if config is None:
         raise client.no_drive(drive)
     return config
+
+
+def named_cloud(name: str, config: DriveConfig) -> CloudConfig:
+    """Return the cloud `name` of a drive's configuration.  Raises: UsageError."""
+    for cloud in config.clouds:
+        if cloud.name == name:
+            return cloud
+    names = ", ".join(cloud.name for cloud in config.clouds) or "none yet"
+    raise UsageError(f"drive {config.name!r} has no cloud {name!r}; its clouds: {names}")
 
 
 def _find_key(config: DriveConfig, paths: DrivePaths) -> bytes:

@@ -104,6 +104,9 @@ def _door(
     """Return how the door is opened, and secrets for other clouds.  May ask on the terminal.  Raises: UsageError."""
     import getpass
 
+    from attrs import evolve
+
+    from cuckoo_mount.cli.login import lacks_login, log_in
     from cuckoo_mount.cli.places import full_url
     from cuckoo_mount.clouds.base import CloudSettings
     from cuckoo_mount.clouds.registry import parse_place
@@ -136,6 +139,8 @@ def _door(
         options=tuple(sorted(_option(option) for option in options)),
         secrets=tuple(sorted(values.pop("", {}).items())),
     )
+    if lacks_login(url, door.secrets):
+        door = evolve(door, secrets=tuple(sorted({**dict(door.secrets), **log_in(door)}.items())))
     return door, values
 
 

@@ -44,6 +44,7 @@ _HINTS: Final = {
     "cuckoo cloud add NAME URL{option}",
     "not-ours": "If the storage has moved: cuckoo cloud set {name} --url URL{option}",
 }
+_LOG_IN: Final = "Log in again: cuckoo cloud login {name}{option}"
 
 
 @frozen(slots=True)
@@ -197,7 +198,8 @@ def _notes(status: Status) -> Iterator[str]:
         if state == "drained":
             yield f"Cloud {name} is drained; to take it off the list: cuckoo cloud remove {name}{option}"
         elif state not in WELL:
-            hint = _HINTS.get(state, "").format(name=name, option=option)
+            has_login = state == "needs-login" and _has_login(str(cloud.get("url")))
+            hint = (_LOG_IN if has_login else _HINTS.get(state, "")).format(name=name, option=option)
             yield "  ".join(filter(None, (f"{describe_trouble(cloud)}{_age(cloud)}.", hint)))
     if is_unsent(status):
         if status.get("state") == "offline":
@@ -216,6 +218,13 @@ def _notes(status: Status) -> Iterator[str]:
         yield f"Read-only: {reason}."
     if _table(status, "epoch").get("cloud") is None and clouds:
         yield "Names and attributes are on this machine only, until the first epoch is on the clouds: cuckoo sync"
+
+
+def _has_login(url: str) -> bool:
+    # Not above: the table of drivers costs 10 ms, which only a cloud without a login is worth.
+    from cuckoo_mount.clouds.logins import driver_with_login
+
+    return driver_with_login(url) is not None
 
 
 def _policy_of(status: Status) -> Policy | None:

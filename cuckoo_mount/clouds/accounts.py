@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.registry import REQUESTS_PER_SECOND
+from cuckoo_mount.clouds.translate import SECRET_QUERY
 from cuckoo_mount.errors import UsageError
 
 RATE_MAX: Final = 10_000.0
@@ -29,10 +30,12 @@ def account_of(settings: CloudSettings) -> Account:
     place, _, query = rest.partition("?")
     authority = place.partition("/")[0]
     credentials, _, host = authority.rpartition("@")
-    options = {**dict(parse_qsl(query)), **dict(settings.options)}
+    in_query = dict(parse_qsl(query))
+    options = {**in_query, **dict(settings.options)}
     # In a URL of S3, the place of the host has the bucket; the server is an option.
     server = options.get("endpoint_url", "") if scheme == "s3" else host
-    return (scheme, server, credentials, *(part for pair in settings.secrets for part in pair))
+    secrets = [(key, value) for key, value in sorted(in_query.items()) if SECRET_QUERY.search(key)]
+    return (scheme, server, credentials, *(part for pair in (*secrets, *settings.secrets) for part in pair))
 
 
 def requests_per_second(settings: CloudSettings) -> float | None:

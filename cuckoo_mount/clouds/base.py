@@ -9,7 +9,7 @@ be repeated.  Errors are cuckoo_mount.errors.CloudError and its children only, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from attrs import field, frozen, validators
@@ -40,6 +40,7 @@ class Capabilities:
     `native_range`: `get_range` transfers only the range asked for.
     `reports_space`: `space` answers.
     `durable_put`: when put returned, a power cut of the storage itself does not lose the object.
+    `delete_batch`: how many objects `delete_many` takes at a time; 1: it is no `DeletesMany`.
     """
 
     max_object_bytes: int | None = None
@@ -47,6 +48,7 @@ class Capabilities:
     native_range: bool = True
     reports_space: bool = False
     durable_put: bool = True
+    delete_batch: int = 1
 
 
 @frozen(slots=True)
@@ -107,3 +109,13 @@ class Cloud(Protocol):
 
     def close(self) -> None:
         """Give back connections.  May be called twice; the object must not be used afterwards."""
+
+
+class DeletesMany(Cloud, Protocol):
+    """A cloud that deletes several objects by fewer requests than one for each, as its capabilities say."""
+
+    def delete_many(self, names: Sequence[str]) -> None:
+        """Remove objects, 1 to `capabilities.delete_batch`; those that are not there are no error.
+
+        Raises: as `delete`; some may be gone then.
+        """

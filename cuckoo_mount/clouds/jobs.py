@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 from cuckoo_mount.clouds import identity
-from cuckoo_mount.clouds.base import Capabilities, CloudSettings, ObjectInfo, Space
+from cuckoo_mount.clouds.base import Capabilities, CloudSettings, DeletesMany, ObjectInfo, Space
 from cuckoo_mount.clouds.registry import expecting, forget_cloud, open_cloud, without_expectations
 from cuckoo_mount.errors import CloudCorrupt, CloudMissing, FormatError
 from cuckoo_mount.format import ID_BYTES, ROOT_PREFIX
@@ -87,6 +87,11 @@ def get_range(settings: CloudSettings, name: str, offset: int, length_bytes: int
 def delete_many(settings: CloudSettings, names: Sequence[str]) -> None:
     """Remove objects; those that are not there are no error.  The first error ends it: repeat with the same names."""
     cloud = open_cloud(settings)
+    at_once = cloud.capabilities.delete_batch if len(names) > 1 else 1
+    if at_once > 1:
+        for start in range(0, len(names), at_once):
+            cast(DeletesMany, cloud).delete_many(names[start : start + at_once])
+        return
     for name in names:
         cloud.delete(name)
 

@@ -44,11 +44,14 @@ class Driver:
 
     `opener`: "module:function", called with the settings and the place (for a `folder` its absolute path, else the
     URL).  `folder`: the rest of the URL is a path on this machine, taken literally but for `%41`.
+    `login`: "module:function" that begins a login (see logins.py), and `login_secrets`: the secrets that one gives.
     """
 
     schemes: tuple[str, ...]
     opener: str
     folder: bool = False
+    login: str = ""
+    login_secrets: tuple[str, ...] = ()
 
 
 GENERIC: Final = Driver(schemes=(), opener="cuckoo_mount.clouds.pyfilesystem:open_pyfilesystem_cloud")
@@ -58,6 +61,12 @@ DRIVERS: Final = (
     Driver(schemes=("ssh", "sftp"), opener="cuckoo_mount.clouds.sftp:open_sftp_cloud"),
     Driver(schemes=("ftp", "ftps"), opener="cuckoo_mount.clouds.ftp:open_ftp_cloud"),
     Driver(schemes=("webdav", "webdavs"), opener="cuckoo_mount.clouds.webdav:open_webdav_cloud"),
+    Driver(
+        schemes=("dropbox",),
+        opener="cuckoo_mount.clouds.dropbox:open_dropbox_cloud",
+        login="cuckoo_mount.clouds.dropboxlogin:begin_dropbox_login",
+        login_secrets=("refresh_token", "access_token"),
+    ),
 )
 REFUSED: Final[dict[str, str]] = {
     "zip": "an archive has to be rewritten as a whole for every change; use a folder",
@@ -65,7 +74,6 @@ REFUSED: Final[dict[str, str]] = {
     "cuckoo": "a drive cannot be one of its own clouds; name the storage below it",
     "http": "if it is a WebDAV server, write webdav://host/folder; if it speaks S3, s3://bucket?endpoint_url=http://host",
     "https": "if it is a WebDAV server, write webdavs://host/folder; if it speaks S3, s3://bucket?endpoint_url=https://host",
-    "dropbox": "the generic way reads and uploads objects twice; its own driver comes with a later version",
 }
 """Schemes that are not opened, and why."""
 
@@ -186,11 +194,11 @@ def _open(settings: CloudSettings) -> Cloud:
     place = parse_place(settings.url)
     options = dict(settings.options)
     _check_options(settings, place)
-    open_driver = cast(OpenDriver, _load(place.driver.opener))
+    open_driver = cast(OpenDriver, load(place.driver.opener))
     cloud = open_driver(settings, place.place)
     if place.faulty or FAULT_PLAN in options:
         # By name: the layers below do not import testing/, which imports them.
-        make_faulty = cast(Callable[[Cloud, str], Cloud], _load("cuckoo_mount.testing.faulty:FaultyCloud"))
+        make_faulty = cast(Callable[[Cloud, str], Cloud], load("cuckoo_mount.testing.faulty:FaultyCloud"))
         cloud = make_faulty(cloud, options.get(FAULT_PLAN, ""))
     if EXPECTED_DRIVE in options:
         drive_id, cloud_id = (bytes.fromhex(options[key]) for key in (EXPECTED_DRIVE, EXPECTED_CLOUD))
@@ -198,7 +206,8 @@ def _open(settings: CloudSettings) -> Cloud:
     return cloud
 
 
-def _load(path: str) -> object:
+def load(path: str) -> object:
+    """Return what "module:name" names, importing the module.  Raises: ImportError, AttributeError."""
     module, _, attribute = path.partition(":")
     found: object = getattr(importlib.import_module(module), attribute)
     return found

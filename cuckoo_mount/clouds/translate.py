@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from attrs import frozen
 
@@ -37,6 +38,8 @@ _SECRET_MIN_CHARACTERS: Final = 3
 RETRY_AFTER_MAX_S: Final = 3600.0
 """Whoever wants to be left alone for longer is asked once an hour all the same."""
 _RETRY_AFTER_DIGITS: Final = 9
+SECRET_QUERY: Final = re.compile(r"secret|token|passw|\Akey\Z", re.IGNORECASE)
+"""Names in the query of a URL whose values are secret."""
 
 # By class name: importing the libraries here to name their classes would cost every worker their memory.
 _BY_CLASS_NAME: Final[dict[str, type[CloudError]]] = {
@@ -157,9 +160,13 @@ def busy(message: str, retry_after: str, *, cloud: str, name: str) -> CloudBusy:
 
 
 def hide_secrets(text: str, settings: CloudSettings) -> str:
-    """Return `text` with the secrets of `settings`, and the credentials in its URL, replaced by ***."""
+    """Return `text` with the secrets of `settings`, and those in its URL, replaced by ***."""
     hidden = {value for _, value in settings.secrets if len(value) >= _SECRET_MIN_CHARACTERS}
     _, found, rest = settings.url.partition("://")
+    for part in rest.partition("?")[2].split("&"):
+        key, _, value = part.partition("=")
+        if len(value) >= _SECRET_MIN_CHARACTERS and SECRET_QUERY.search(unquote_plus(key)):
+            hidden |= {value, unquote_plus(value)}
     credentials, at, _ = rest.partition("@")
     if found and at and ":" in credentials:
         password = credentials.partition(":")[2]

@@ -21,13 +21,13 @@ Nothing else is repeated: hanging and failing servers are the business of the la
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from cuckoo_mount.clouds import webdavxml
@@ -44,6 +44,9 @@ from cuckoo_mount.errors import (
     CloudUnavailable,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 _SCHEMES: Final = {"webdav": "http", "webdavs": "https"}
 _UPLOAD: Final = "upload"
@@ -314,16 +317,20 @@ class WebDavCloud:
         raise answered(answer, self._settings, self._place, name)
 
     def _exchange(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], name: str) -> Answer:
-        request = partial(
-            self._manager.urlopen,
-            method,
-            self._base + target,
-            body=body,
-            headers={**self._headers, **headers},
-            redirect=False,
-            retries=False,
-            decode_content=False,
-        )
+        length = {} if body is None else {"Content-Length": str(len(body))}
+
+        def request() -> BaseHTTPResponse:
+            return self._manager.urlopen(
+                method,
+                self._base + target,
+                # In pieces: else all of it has to be sent within one time limit, however steadily it goes.
+                body=None if body is None else io.BytesIO(body),
+                headers={**self._headers, **headers, **length},
+                redirect=False,
+                retries=False,
+                decode_content=False,
+            )
+
         try:
             response = twice_if_closed(request)
         except Exception as error:

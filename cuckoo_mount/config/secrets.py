@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 from urllib.parse import parse_qsl, unquote, unquote_plus
 
+from cuckoo_mount.clouds.translate import SECRET_QUERY
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.records import CloudConfig
 from cuckoo_mount.errors import ConfigurationError, UsageError
@@ -28,7 +29,6 @@ PROMPT: Final = "prompt"
 _FILE_MAX_BYTES: Final = 1 << 16
 _KEY: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_SECRET_QUERY: Final = re.compile(r"secret|token|passw|\Akey\Z", re.IGNORECASE)
 
 
 class _Keyring(Protocol):
@@ -143,7 +143,7 @@ def secrets_in_url(url: str) -> list[str]:
     place, _, query = rest.partition("?")
     credentials, at, _ = place.rpartition("@")
     found = ["user", "password"] if at and ":" in credentials else []
-    return found + [key for key, value in parse_qsl(query) if value and _SECRET_QUERY.search(key)]
+    return found + [key for key, value in parse_qsl(query) if value and SECRET_QUERY.search(key)]
 
 
 def part_url(url: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -164,7 +164,7 @@ def part_url(url: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     kept = []
     for part in query.split("&"):
         key, _, value = part.partition("=")
-        if value and _SECRET_QUERY.search(unquote_plus(key)):
+        if value and SECRET_QUERY.search(unquote_plus(key)):
             found[unquote_plus(key)] = unquote_plus(value)
         else:
             kept.append(part)

@@ -16,11 +16,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
-from cuckoo_mount.clouds.base import Capabilities, Cloud
+from cuckoo_mount.clouds.base import Capabilities, Cloud, DeletesMany
 from cuckoo_mount.errors import CloudCorrupt, CloudMissing, CloudUnavailable, UsageError
 from cuckoo_mount.testing.cloud_trouble import (
     PATIENT_TIMEOUT_S,
@@ -152,6 +152,19 @@ class CloudConformance(CloudTrouble):
         cloud.delete("never/was/here")
         cloud.put("a/one", b"again")
         assert cloud.get("a/one") == b"again"
+
+    def test_many_are_deleted_at_once_where_it_says_so(self, cloud: Cloud) -> None:
+        if cloud.capabilities.delete_batch == 1:
+            pytest.skip("delete_batch is 1")
+        names = [f"many/{number}" for number in range(12)]
+        for name in names:
+            cloud.put(name, b"x")
+        many = cast(DeletesMany, cloud)
+        for _ in range(2):
+            many.delete_many([*names[:10], "never/was/here"])
+        assert sorted(info.name for info in cloud.list("")) == sorted(names[10:])
+        many.delete_many(names[10:11])
+        assert [info.name for info in cloud.list("")] == names[11:]
 
     def test_list_gives_full_names_and_sizes_below_the_prefix(self, cloud: Cloud) -> None:
         for number, name in enumerate(("top", "a/x", "a/b/y", "ab/z", "a.b/w")):

@@ -36,7 +36,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cuckoo_mount.clouds.base import Capabilities, Cloud, CloudSettings, ObjectInfo, Space
 from cuckoo_mount.errors import (
@@ -173,7 +173,8 @@ class FaultyCloud:
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._inner.capabilities
+        # Each delete by itself, so that a plan can have one of them fail.
+        return evolve(self._inner.capabilities, delete_batch=1)
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         action = self._before("put", name)

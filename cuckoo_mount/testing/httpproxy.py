@@ -8,7 +8,8 @@
 For tests; standard library only.  It passes bytes on unchanged, the `Host` header too, and reads just enough of
 HTTP/1.1 to know where requests and replies end, so that signatures stay valid (seen with rclone, weed, juicefs gateway,
 moto and boto3).  A client gets one connection to the server for each of its own, kept as long; when the server closes
-it while nothing is asked, the client's is closed.  One thread per connection; methods may be called by any thread.
+it while nothing is asked, the client's is closed.  Clients that want TLS get it here; the server is asked without.  One
+thread per connection; methods may be called by any thread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -38,7 +40,7 @@ class Fault:
     `action`: `cut_request` passes half of the body on and closes both connections; `cut_reply` gives the head and half
     of the body of the reply; `stall_reply` the same, and keeps the connection; `drop` closes without an answer and
     without asking the server; `hang` never answers; `delay` waits `seconds` before the server is asked; `status`
-    answers with `status` and the S3 error `code` itself, and with `retry_after`, unless that is empty.
+    answers with `status` and the S3 error `code`, or `body`, itself, and with `retry_after`, unless that is empty.
     `methods`: all if empty.  `match`: part of the target (path and query).  The first `skip` requests it matches go
     through, the next `times` (None: all) are broken.
     """
@@ -51,6 +53,8 @@ class Fault:
     status: int = field(default=503, kw_only=True)
     code: str = field(default="SlowDown", kw_only=True)
     retry_after: str = field(default="1", kw_only=True)
+    body: str | None = field(default=None, kw_only=True)
+    content_type: str = field(default="application/json", kw_only=True)
     seconds: float = field(default=0.0, kw_only=True)
 
 
@@ -91,11 +95,12 @@ class Counts:
 
 
 class HttpProxy:
-    """A running proxy in front of the server at `upstream_url` (`http://host:port`)."""
+    """A running proxy in front of the server at `upstream_url` (`http://host:port`); `tls`: what clients get."""
 
-    def __init__(self, upstream_url: str) -> None:
+    def __init__(self, upstream_url: str, *, tls: ssl.SSLContext | None = None) -> None:
         """Listen on a free loopback port and begin to serve.  Raises: OSError."""
         parts = urlsplit(upstream_url)
+        self._tls: Final = tls
         self._upstream: Final = (str(parts.hostname), int(parts.port or 80))
         self._listener: Final = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
         self._lock: Final = threading.Lock()
@@ -118,7 +123,7 @@ class HttpProxy:
     @property
     def endpoint_url(self) -> str:
         """What a client is told instead of the server's URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls is not None else ''}://127.0.0.1:{self.port}"
 
     def break_requests(self, *faults: Fault) -> None:
         """Break requests from now on as `faults` say, instead of what was said before; the first that acts decides."""
@@ -185,6 +190,8 @@ class HttpProxy:
     def _serve(self, client: socket.socket) -> None:
         # A connection that breaks is what this is for; the client sees it close.
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
             stream = stack.enter_context(self._streaming(client))
             _Connection(self, stream, lambda: stack.enter_context(self._streaming(self._connect()))).serve()
 
@@ -200,6 +207,8 @@ class HttpProxy:
             try:
                 if self._closed.is_set():  # close() may not have known of it
                     raise ConnectionAbortedError
+                if isinstance(connection, ssl.SSLSocket):
+                    connection.do_handshake()
                 yield HttpStream(connection)
             finally:
                 with self._lock:
@@ -346,13 +355,15 @@ class _Connection:
 
 
 def _error_reply(fault: Fault) -> bytes:
-    body = (
+    content_type = "application/xml" if fault.body is None else fault.content_type
+    xml = (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{fault.code}</Code>'
         f"<Message>{fault.code} on purpose</Message></Error>"
-    ).encode()
+    )
+    body = (xml if fault.body is None else fault.body).encode()
     pause = f"Retry-After: {fault.retry_after}\r\n" if fault.retry_after else ""
     head = (
-        f"HTTP/1.1 {fault.status} On Purpose\r\nContent-Type: application/xml\r\n"
+        f"HTTP/1.1 {fault.status} On Purpose\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\n{pause}\r\n"
     )
     return head.encode() + body

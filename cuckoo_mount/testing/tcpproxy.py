@@ -17,6 +17,7 @@ from typing import Final
 
 _HOST: Final = "127.0.0.1"
 _PIECE_BYTES: Final = 1 << 14
+_RECEIVED_BYTES: Final = 1 << 16
 
 
 class TcpProxy:
@@ -30,6 +31,8 @@ class TcpProxy:
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._left: dict[str, int | None] = {"up": None, "down": None}
+        self._closed: Final = threading.Event()
+        self._up_bytes_per_s: float | None = None
         self._connections = 0
         self._start(self._accept)
 
@@ -49,6 +52,12 @@ class TcpProxy:
         with self._lock:
             self._left = {"up": up_bytes, "down": down_bytes}
 
+    def slow_down(self, up_bytes_per_s: float) -> None:
+        """Take no more than that from clients, of connections that are made from now on."""
+        # Else the kernel would take some MiB at once, whatever comes after.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVED_BYTES)
+        self._up_bytes_per_s = up_bytes_per_s
+
     def drop(self) -> None:
         """Break all connections there are."""
         with self._lock:
@@ -58,6 +67,7 @@ class TcpProxy:
 
     def close(self) -> None:
         """End all connections and threads."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self.drop()
@@ -98,6 +108,8 @@ class TcpProxy:
                     target.sendall(data[:left])
                     break
                 target.sendall(data)
+                if direction == "up" and self._up_bytes_per_s is not None:
+                    self._closed.wait(len(data) / self._up_bytes_per_s)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -35,7 +35,8 @@ def drive(base: Path, paths: DrivePaths) -> Iterator[DriveConfig]:
     [
         pytest.param(["s4://bucket"], "s4:// is not known; known: a path,", id="scheme"),
         pytest.param(["osf:///x"], "did you mean osfs://?", id="scheme-misspelt"),
-        pytest.param(["dropbox:///x"], "dropbox:// cannot be a cloud:", id="scheme-later"),
+        pytest.param(["dropbox://x"], "a Dropbox has no host; write dropbox:///folder", id="no-host"),
+        pytest.param(["dropbox:///x"], "a login needs the key of an app; make one at www.dropbox.com", id="no-app"),
         pytest.param(["zip:///x.zip"], "zip:// cannot be a cloud:", id="scheme-refused"),
         pytest.param([""], "'' cannot be the place of a cloud", id="empty"),
         pytest.param(["{base}/\udcff"], "cannot be the place of a cloud", id="no-utf-8"),
@@ -85,7 +86,7 @@ def test_what_was_typed_is_wrong(arguments: list[str], says: str, base: Path, dr
         (["set", "usb", "--capacity", "1 GBit"], "is no size"),
         (["set", "usb", "--url", "{base}/mnt"], "inside the mountpoint"),
         (["set", "usb", "--no-new", "--capacity", "1 GBit"], "is no size"),
-        (["login", "usb"], "the command login comes with a later release"),
+        (["login", "usb"], "has no login in a browser; its secrets are changed with: cuckoo cloud set usb --secret"),
         (["lst"], "did you mean list?"),
     ],
 )

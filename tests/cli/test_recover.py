@@ -134,7 +134,7 @@ def test_two_secrets(base: Path, recovery_key: str, shell: Shell) -> None:
         pytest.param("{base}/a/cuckoo", 2, "there is no drive of cuckoo-mount", id="too-deep"),
         pytest.param("s4://bucket", 2, "s4:// is not known", id="scheme"),
         pytest.param("", 2, "cannot be the place of a cloud", id="nothing"),
-        pytest.param("dropbox:///x", 2, "dropbox:// cannot be a cloud", id="later"),
+        pytest.param("dropbox:///x", 2, "a login needs the key of an app", id="no-app"),
         pytest.param("s3://bucket/x?endpoint_url=http://127.0.0.1:9", 1, "127.0.0.1:9", id="unreachable"),
     ],
 )

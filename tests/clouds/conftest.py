@@ -10,6 +10,7 @@ import pytest
 from cuckoo_mount.testing.fileservers import FileServer, file_server
 from cuckoo_mount.testing.httpproxy import HttpProxy, http_proxy
 from cuckoo_mount.testing.servers import S3_KINDS, S3Server, s3_server
+from tests.clouds.dropboxserver import DropboxServer, dropbox_server
 
 
 @pytest.fixture(scope="session", params=S3_KINDS)
@@ -59,3 +60,10 @@ def sftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def ftp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
     """Give a running FTP server, of each kind in turn."""
     yield from started(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def dropbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DropboxServer]:
+    """Give a running emulation of Dropbox, with a proxy in front."""
+    with dropbox_server(tmp_path_factory.mktemp("dropbox")) as server:
+        yield server

@@ -55,7 +55,6 @@ def test_other_schemes_go_to_the_generic_adapter() -> None:
         ("zip:///x.zip", "archive"),
         ("tar:///x.tar", "archive"),
         ("cuckoo://drive", "cannot be one of its own clouds"),
-        ("dropbox://", "own driver comes with a later version"),
     ],
 )
 def test_mistakes_get_one_helpful_line(url: str, message: str) -> None:

@@ -31,9 +31,11 @@ from cuckoo_mount.errors import (
 from cuckoo_mount.testing.fileservers import FileServer
 from cuckoo_mount.testing.httpproxy import Fault, HttpProxy
 from cuckoo_mount.testing.serverprocess import free_ports
+from cuckoo_mount.testing.tcpproxy import tcp_proxy
 
 DRIVE, CLOUD = b"D" * 16, b"C" * 16
 FOUR_KIB = bytes(4096)
+SLOW_BYTES_PER_S = 2 << 20
 PACKS = f"cuckoo/{DRIVE.hex()}/packs"
 pytestmark = pytest.mark.slow  # for the servers' sake
 
@@ -180,6 +182,17 @@ def test_a_root_whose_name_needs_quotes(webdav: FileServer, settings: CloudSetti
     assert (webdav.data / folder / "mine @home ü%41/a/b").read_bytes() == b"x"
 
 
+@pytest.mark.long
+def test_a_slow_line_is_no_reason_to_give_up(webdav: FileServer, folder: str) -> None:
+    """The limit on time is for each step of an upload, not for all of it."""
+    with tcp_proxy(webdav.port) as line:
+        line.slow_down(SLOW_BYTES_PER_S)
+        slow = webdav.settings(folder=folder, port=line.port, timeout_s=4.0)
+        with contextlib.closing(open_webdav_cloud(slow, slow.url)) as cloud:
+            cloud.put("a", bytes(6 * SLOW_BYTES_PER_S))
+    assert (webdav.data / folder / "a").stat().st_size == 6 * SLOW_BYTES_PER_S
+
+
 def test_a_connection_dropped_once_is_not_noticed(cloud: Cloud, proxy: HttpProxy) -> None:
     cloud.put("a/b", FOUR_KIB)
     proxy.break_requests(Fault("drop", times=1))
@@ -319,6 +332,6 @@ def test_the_commands_do_not_load_it() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(json.loads(result.stdout))
     assert not loaded & {
-        *("urllib3", "requests", "paramiko", "ftplib", "boto3"),
-        *(f"cuckoo_mount.clouds.{name}" for name in ("webdav", "sftp", "ftp", "s3")),
+        *("urllib3", "requests", "paramiko", "ftplib", "boto3", "dropbox"),
+        *(f"cuckoo_mount.clouds.{name}" for name in ("webdav", "sftp", "ftp", "s3", "dropbox", "dropboxlogin")),
     }
