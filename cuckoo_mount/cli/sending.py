@@ -203,7 +203,10 @@ def describe_trouble(trouble: Mapping[str, object]) -> str:
 
 def why_degraded(outcome: Mapping[str, object]) -> str:
     """Return a line on what is on too few clouds and why that is; empty when nothing is."""
-    reasons = because(outcome.get("troubles")) or "; that heals by itself as soon as there are clouds enough; see: cuckoo status"
+    reasons = (
+        because(outcome.get("troubles"))
+        or "; that heals by itself as soon as there are clouds enough; see: cuckoo status"
+    )
     degraded = outcome.get("degraded")
     if isinstance(degraded, int) and degraded:
         what = "1 pack has" if degraded == 1 else f"{degraded} packs have"

@@ -28,7 +28,7 @@ PROMPT: Final = "prompt"
 _FILE_MAX_BYTES: Final = 1 << 16
 _KEY: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_SECRET_QUERY: Final = re.compile(r"secret|token|passw|\Akey\Z", re.IGNORECASE)
+_SECRET_QUERY: Final = re.compile(r"secret|token|passw|\Akey\Z|account_key|connection_string", re.IGNORECASE)
 
 
 class _Keyring(Protocol):

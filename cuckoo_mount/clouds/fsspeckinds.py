@@ -1,0 +1,130 @@
+"""The table of fsspec protocols that are known, and what holds for all others.  Used by fsspecfs.py and fsspec.py.
+
+A new one is one row.  What is in no row works too, carefully: see `UNKNOWN`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import evolve
+
+from cuckoo_mount.clouds.fsspechooks import (
+    aiohttp_arguments,
+    azure_without_retries,
+    gcs_without_retries,
+    smb_drop,
+    smb_list,
+    smb_space,
+    smb_write,
+    webdav_place,
+    webdav_write,
+)
+from cuckoo_mount.clouds.fsspectypes import FsspecKind
+from cuckoo_mount.clouds.opendalfs import service_at
+
+_OPENDAL: Final = "cuckoo_mount.clouds.opendalfs:OpenDalFileSystem"
+_GCS_ONE_REQUEST_BYTES: Final = (50 << 20) - 1
+_AZURE_ONE_REQUEST_BYTES: Final = 64 << 20
+_DRIVE_BYTES: Final = 5 << 40
+_ONEDRIVE_ONE_REQUEST_BYTES: Final = 250_000_000
+
+KINDS: Final = (
+    FsspecKind(
+        names=("gs", "gcs"),
+        title="Google Cloud Storage",
+        extra="gcs",
+        arguments=aiohttp_arguments,
+        prepare=gcs_without_retries,
+        required=("token",),
+        flat=True,
+        durable_put=True,
+        max_object_bytes=_GCS_ONE_REQUEST_BYTES,  # above, it sends several parts
+    ),
+    FsspecKind(
+        names=("abfs", "az", "abfss"),
+        title="Azure Blob Storage",
+        extra="azure",
+        prepare=azure_without_retries,
+        required=("account_key", "connection_string", "sas_token", "client_secret", "anon"),
+        flat=True,
+        durable_put=True,
+        max_object_bytes=_AZURE_ONE_REQUEST_BYTES,  # above, it sends several blocks
+    ),
+    FsspecKind(
+        names=("gdrive",),
+        title="Google Drive",
+        extra="gdrive",
+        maker=_OPENDAL,
+        place=service_at,
+        required=("refresh_token", "access_token"),
+        max_object_bytes=_DRIVE_BYTES,
+    ),
+    FsspecKind(
+        names=("onedrive",),
+        title="OneDrive",
+        extra="onedrive",
+        maker=_OPENDAL,
+        place=service_at,
+        required=("refresh_token", "access_token"),
+        max_object_bytes=_ONEDRIVE_ONE_REQUEST_BYTES,
+    ),
+    FsspecKind(
+        names=("smb",),
+        title="SMB",
+        extra="smb",
+        # Others may read and replace what we have open.
+        arguments=lambda timeout_s: {"timeout": timeout_s, "register_session_retries": 0, "share_access": "rwd"},
+        renamed={"user": "username"},
+        reconnects=True,
+        reports_space=True,
+        write=smb_write,
+        list_folder=smb_list,
+        space=smb_space,
+        drop=smb_drop,
+    ),
+    FsspecKind(
+        names=("webdav+http", "webdav+https"),
+        title="WebDAV by webdav4",
+        package="webdav4[fsspec]",
+        maker="webdav4.fsspec:WebdavFileSystem",
+        arguments=lambda timeout_s: {"timeout": timeout_s, "retry": False},
+        place=webdav_place,
+        renamed={"user": "", "password": ""},
+        known=frozenset({"verify", "cert", "http2"}),
+        reconnects=True,
+        atomic_put=False,
+        native_range=False,  # it asks for everything from there on, and drops the rest
+        write=webdav_write,
+    ),
+    FsspecKind(names=("memory",), title="the memory of this process", flat=True, durable_put=False),
+)
+
+UNKNOWN: Final = FsspecKind(names=(), shared=False, careful=True, atomic_put=False, native_range=False)
+OPENDAL: Final = FsspecKind(names=(), extra="opendal", maker=_OPENDAL, place=service_at, careful=True)
+OPENDAL_PREFIX: Final = "opendal+"
+REFUSED: Final = {
+    "file": "write its path",
+    "local": "write its path",
+    "sftp": "write sftp://host/folder, which looks whether the server's key is known",
+    "ssh": "write ssh://host/folder, which looks whether the server's key is known",
+    "http": "it cannot be written to; WebDAV is webdav://",
+    "https": "it cannot be written to; WebDAV is webdavs://",
+    "zip": "an archive has to be rewritten as a whole for every change; use a folder",
+    "tar": "an archive has to be rewritten as a whole for every change; use a folder",
+    "github": "it cannot be written to",
+    "git": "it cannot be written to",
+    "data": "it cannot be written to",
+    "simplecache": "a cache in front would hide what is really stored; name the protocol below it",
+    "filecache": "a cache in front would hide what is really stored; name the protocol below it",
+    "blockcache": "a cache in front would hide what is really stored; name the protocol below it",
+}
+"""Protocols that are not opened, and what to do instead."""
+
+
+def kind_of(protocol: str) -> FsspecKind:
+    """Return the row for `protocol`, or what holds for those without one."""
+    for kind in KINDS:
+        if protocol in kind.names:
+            return kind
+    return evolve(OPENDAL if protocol.startswith(OPENDAL_PREFIX) else UNKNOWN, names=(protocol,))

@@ -1,0 +1,138 @@
+"""The services of OpenDAL as file systems of fsspec's shape: Google Drive, OneDrive and what else it knows.
+
+Used by fsspeckinds.py.  opendal (extra `opendal`) is imported when one is made.  Any thread: it waits outside of the
+GIL.  Why not fsspec's own: gdrive-fsspec makes a second file of the same name when one is stored again, and then takes
+both for missing; msgraphfs logs in to companies' accounts only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol, cast
+
+from cuckoo_mount.clouds.fsspectypes import Entry, FsspecPlace
+
+_MISSING: Final = "NotFound"
+
+
+class _Metadata(Protocol):
+    @property
+    def content_length(self) -> int: ...
+    @property
+    def is_dir(self) -> bool: ...
+
+
+class _Item(Protocol):
+    @property
+    def path(self) -> str: ...
+    @property
+    def metadata(self) -> _Metadata: ...
+
+
+class _Operator(Protocol):
+    """The part of opendal.Operator that is used."""
+
+    def layer(self, layer: object) -> _Operator: ...
+    def stat(self, path: str) -> _Metadata: ...
+    def list(self, path: str, **options: object) -> Iterator[_Item]: ...
+    def create_dir(self, path: str) -> None: ...
+    def write(self, path: str, data: bytes) -> None: ...
+    def read(self, path: str, **options: object) -> bytes: ...
+    def delete(self, path: str) -> None: ...
+
+
+class OpenDalError(OSError):
+    """What OpenDAL says, in one line: its own text has URLs with secrets in them.  `kind`: the class of its error."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Raises: FileNotFoundError or OpenDalError in place of what opendal raises."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        lines = str(error).splitlines()
+        source = [lines[at + 1].strip() for at, line in enumerate(lines[:-1]) if line.strip() == "Source:"]
+        text = ": ".join([*lines[:1], *source])
+        if kind == _MISSING:
+            raise FileNotFoundError(text) from None
+        # Without the cause, which would be shown in a traceback.
+        raise OpenDalError(kind, text) from None
+
+
+class OpenDalFileSystem:
+    """Service `service` with its options, as `opendal.Operator` takes them; paths have no `/` at either end.
+
+    Its root is what the option `root` says.  Raises: OpenDalError, FileNotFoundError.
+    """
+
+    def __init__(self, service: str, timeout_s: float, **options: str) -> None:
+        """Nothing is sent.  Raises: ImportError; OpenDalError for options that are missing or wrong."""
+        opendal = importlib.import_module("opendal")
+        layers = importlib.import_module("opendal.layers")
+        with _one_line():
+            made = cast(_Operator, opendal.Operator(service, **options))
+            self._operator = made.layer(layers.TimeoutLayer(timeout=timeout_s, io_timeout=timeout_s))
+
+    def info(self, path: str) -> Entry:
+        with _one_line():
+            folder = not path
+            found = self._operator.stat(f"{path}/" if folder else path)
+            return {"name": path, "size": found.content_length, "type": "directory" if found.is_dir else "file"}
+
+    def ls(self, path: str, detail: bool = True) -> Sequence[Entry]:
+        return self._listed(path, recursive=False)
+
+    def find(self, path: str, detail: bool = True) -> Mapping[str, Entry]:
+        return {str(entry["name"]): entry for entry in self._listed(path, recursive=True) if entry["type"] == "file"}
+
+    def mkdir(self, path: str, create_parents: bool = True) -> None:
+        with _one_line():
+            self._operator.create_dir(f"{path}/")
+
+    def pipe_file(self, path: str, value: bytes) -> None:
+        with _one_line():
+            self._operator.write(path, value)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        options = {} if start is None or end is None else {"offset": start, "size": end - start}
+        with _one_line():
+            return bytes(self._operator.read(path, **options))
+
+    def rm_file(self, path: str) -> None:
+        with _one_line():
+            self._operator.delete(path)
+
+    def rmdir(self, path: str) -> None:
+        with _one_line():
+            self._operator.delete(f"{path}/")
+
+    def _listed(self, path: str, *, recursive: bool) -> list[Entry]:
+        with _one_line():
+            folder = f"{path}/" if path else ""
+            found: list[Entry] = []
+            for item in self._operator.list(folder, recursive=recursive):
+                name = item.path.strip("/")
+                if name == path or not name:
+                    continue  # the folder itself
+                is_folder = item.path.endswith("/")
+                # Some services give no size in a listing.
+                size = 0 if is_folder else item.metadata.content_length
+                found.append({"name": name, "size": size, "type": "directory" if is_folder else "file"})
+            return found
+
+
+def service_at(place: FsspecPlace) -> tuple[dict[str, object], str]:
+    """Return the arguments for the service that `place` names by its protocol, `opendal+SERVICE` or just that."""
+    service = place.protocol.rpartition("+")[2]
+    folder = place.target.strip("/")
+    return {"service": service, "timeout_s": place.timeout_s, "root": f"/{folder}"}, ""
