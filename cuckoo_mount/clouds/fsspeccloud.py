@@ -13,20 +13,22 @@ Rules it keeps:
 from __future__ import annotations
 
 import importlib
+import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Final, Protocol, TypeVar, cast
 
 from cuckoo_mount.clouds import walking
 from cuckoo_mount.clouds.base import Capabilities, CloudSettings, ObjectInfo, Space
-from cuckoo_mount.clouds.fsspecerrors import explain, is_missing
+from cuckoo_mount.clouds.fsspecerrors import explain, is_broken, is_missing
 from cuckoo_mount.clouds.fsspecfs import FsspecFS
 from cuckoo_mount.clouds.fsspecplace import Maker, parse_fsspec_place
 from cuckoo_mount.clouds.fsspectypes import Entry, FileSystem
 from cuckoo_mount.clouds.names import check_object_name, check_prefix, check_range, is_object_name
-from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing, CloudTimeout, CloudUnavailable
+from cuckoo_mount.errors import CloudCorrupt, CloudError, CloudMissing, CloudUnavailable
 
 STOCK_MAX: Final = 8
 SLOWEST_BYTES_PER_S: Final = 16 << 10
@@ -91,10 +93,10 @@ class FsspecCloud:
         check_object_name(name)
 
         def read(opened: FileSystem) -> bytes:
-            data = self._run(opened, "cat_file", self._path(name), size_bytes=_LARGEST_BYTES)
+            data = self._read(opened, name, None, None, _LARGEST_BYTES)
             if self._kind.careful:
-                self._check_size(opened, name, len(cast(bytes, data)), "came")
-            return cast(bytes, data)
+                self._check_size(opened, name, len(data), "came")
+            return data
 
         return self._call(name, read)
 
@@ -109,8 +111,7 @@ class FsspecCloud:
                 if size < offset:
                     raise self._too_short(name, offset, length_bytes, size)
                 return b""
-            data = self._run(opened, "cat_file", self._path(name), start=offset, end=end, size_bytes=length_bytes)
-            return cast(bytes, data)
+            return self._read(opened, name, offset, end, length_bytes)
 
         data = self._call(name, read)
         if len(data) > length_bytes:  # a server that does not know ranges gave the whole object
@@ -140,6 +141,8 @@ class FsspecCloud:
             opened, self._stock, self._shared = [*self._stock, *filter(None, [self._shared])], [], None
         for each in opened:
             each.close()
+            with suppress(Exception):  # why it does not close changes nothing
+                self._kind.close(each.filesystem)
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -163,11 +166,18 @@ class FsspecCloud:
 
     def _write(self, opened: FileSystem, name: str, content: bytes) -> None:
         if _is_asynchronous(opened):
-            self._run(opened, "pipe_file", self._path(name), content, size_bytes=len(content))
+            given = io.BytesIO(content) if self._kind.as_file else content
+            self._run(opened, "pipe_file", self._path(name), given, size_bytes=len(content))
         else:
             self._kind.write(opened, self._path(name), content)
         if self._kind.careful:
             self._check_size(opened, name, len(content), "were sent")
+
+    def _read(self, opened: FileSystem, name: str, start: int | None, end: int | None, size_bytes: int) -> bytes:
+        path = self._path(name)
+        if not _is_asynchronous(opened):
+            return self._kind.read(opened, path, start, end)
+        return cast(bytes, self._run(opened, "cat_file", path, start=start, end=end, size_bytes=size_bytes))
 
     def _size(self, opened: FileSystem, name: str) -> int:
         entry = cast(Entry, self._run(opened, "info", self._path(name)))
@@ -204,9 +214,7 @@ class FsspecCloud:
         path = self._path(prefix.rstrip("/"))
 
         def listed(opened: FileSystem) -> Sequence[Entry]:
-            if _is_asynchronous(opened):
-                return cast(Sequence[Entry], self._run(opened, "ls", path, detail=True))
-            return self._kind.list_folder(opened, path)
+            return cast(Sequence[Entry], self._run(opened, "ls", path, detail=True))
 
         try:
             found = self._call(prefix, listed)
@@ -230,6 +238,8 @@ class FsspecCloud:
         root = f"{self._path('').strip('/')}/"
 
         def listed(opened: FileSystem) -> dict[str, Entry]:
+            if self._kind.find is not None:
+                return dict(cast(Mapping[str, Entry], self._wait(opened, partial(self._kind.find, opened, path))))
             found = self._run(opened, "find", path, detail=True)
             return cast(dict[str, Entry], found) if isinstance(found, dict) else {}
 
@@ -262,10 +272,14 @@ class FsspecCloud:
         if not _is_asynchronous(opened):
             call = getattr(opened, method)
             return call(path, *arguments, **options)
-        loop = cast(_Asynchronous, opened).loop
+        function = partial(getattr(opened, f"_{method}"), path, *arguments, **options)
+        return self._wait(opened, function, size_bytes)
+
+    def _wait(self, opened: FileSystem, function: Callable[[], object], size_bytes: int = _LARGEST_BYTES) -> object:
+        """Return what the asynchronous `function` returns.  Raises: TimeoutError after it was cancelled."""
         limit_s = self._settings.timeout_s + size_bytes / SLOWEST_BYTES_PER_S
         sync = importlib.import_module("fsspec.asyn").sync
-        found: object = sync(loop, getattr(opened, f"_{method}"), path, *arguments, timeout=limit_s, **options)
+        found: object = sync(cast(_Asynchronous, opened).loop, function, timeout=limit_s)
         return found
 
     def _call(self, name: str, action: Callable[[FileSystem], T]) -> T:
@@ -288,11 +302,12 @@ class FsspecCloud:
                 self._give_back(opened)
                 self._see_root(opened.filesystem)
                 raise
-            if not isinstance(found, CloudUnavailable):
+            broken = is_broken(error)
+            if not broken and not isinstance(found, CloudUnavailable):
                 self._give_back(opened)
                 raise
             self._drop(opened)
-            if is_fresh or not repeat or isinstance(found, CloudTimeout) or isinstance(error, CloudError):
+            if is_fresh or not repeat or not broken:
                 raise
         else:
             self._give_back(opened)
@@ -302,6 +317,8 @@ class FsspecCloud:
     def _see_root(self, opened: FileSystem) -> None:
         """Return if the root is there (the bucket, of an object store).  Raises: CloudUnavailable; what comes up."""
         path = self._path("")
+        if self._kind.in_process:
+            return
         if self._kind.flat:
             path = path.strip("/").partition("/")[0]
         try:

@@ -84,6 +84,13 @@ _HINTS: Final[dict[type[CloudError], str]] = {
     CloudNeedsLogin: "give new credentials by cuckoo cloud set NAME --secret …",
     CloudRefused: "let this account read, write, list and delete there",
 }
+# The last ones come from smbclient, which forgets who logged in when another has dropped the connection of both.
+_BROKEN: Final = frozenset(
+    {
+        *("RemoteProtocolError", "ReadError", "WriteError", "SMBConnectionClosed"),
+        *("SMBAuthenticationError", "SpnegoError", "LogonFailure"),
+    }
+)
 _EXPIRED: Final = ("invalid_grant", "unauthorized", "expired", "status: 401", "invalid credentials")
 _FORBIDDEN: Final = "forbidden:"
 
@@ -110,6 +117,16 @@ def explain(error: Exception, settings: CloudSettings, name: str) -> CloudError:
 def is_missing(error: BaseException) -> bool:
     """Return whether `error` says that a path is not there; some of the OSErrors are of no class of their own."""
     return isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno == errno.ENOENT)
+
+
+def is_broken(error: BaseException) -> bool:
+    """Return whether `error` says that a kept connection, or a session on it, was no longer there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionError) or type(cause).__name__ in _BROKEN:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _kind(error: BaseException) -> type[CloudError] | None:

@@ -1,7 +1,7 @@
 """What single fsspec libraries need to be told, or are bypassed in, so that a cloud can rely on them.
 
 Used by fsspeckinds.py, which says for which.  Blocks where said.  Any thread.  Found by reading and running webdav4
-0.11, gcsfs 2026.10, adlfs 2026.8, fsspec 2026.9 with smbprotocol 1.17; tests/clouds/test_fsspec_conformance.py shows
+0.11, gcsfs 2026.10 and adlfs 2026.8 with fsspec 2026.9; tests/clouds/test_fsspec_conformance.py shows
 what no longer holds with others.
 """
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 import errno
 import importlib
 import io
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from types import MethodType, SimpleNamespace
 from typing import Final, Protocol, cast
 
-from cuckoo_mount.clouds.base import Space
 from cuckoo_mount.clouds.fsspectypes import Arguments, Entry, FileSystem, FsspecPlace
-from cuckoo_mount.clouds.walking import temporary_name
 
 _CONFLICT: Final = 409
+_CLOSE_TIMEOUT_S: Final = 5.0
 _BUSY: Final = frozenset({429, 503})
 
 
@@ -31,10 +29,27 @@ class Busy(Exception):
         self.response = SimpleNamespace(status_code=status, headers={"retry-after": retry_after})
 
 
+def _sync(filesystem: FileSystem, function: Callable[[], object]) -> None:
+    """Run an asynchronous `function` in the loop of `filesystem`."""
+    sync = importlib.import_module("fsspec.asyn").sync
+    sync(filesystem.loop, function, timeout=_CLOSE_TIMEOUT_S)  # type: ignore[attr-defined]
+
+
 # --- WebDAV by webdav4 ------------------------------------------------------------------------------------------------
 
 
+class _Closing(Protocol):
+    def close(self) -> object: ...
+
+
+class _Content(Protocol):
+    content: bytes
+
+
 class _WebDavClient(Protocol):
+    http: _Closing
+
+    def request(self, method: str, path: str, *, headers: Mapping[str, str]) -> _Content: ...
     def upload_fileobj(self, file: io.BytesIO, path: str, *, overwrite: bool, size: int) -> None: ...
 
 
@@ -63,6 +78,22 @@ def webdav_write(filesystem: FileSystem, path: str, content: bytes) -> None:
         if missing:
             raise FileNotFoundError(errno.ENOENT, "no such folder", path) from error
         raise
+
+
+def webdav_read(filesystem: FileSystem, path: str, start: int | None, end: int | None) -> bytes:
+    """One GET.  Its own cat_file asks for everything from `start` on, and leaves connections open."""
+    headers = {} if start is None or end is None else {"Range": f"bytes={start}-{end - 1}"}
+    try:
+        return cast(_WebDav, filesystem).client.request("GET", path, headers=headers).content
+    except Exception as error:
+        if type(error).__name__ == "ResourceNotFound":
+            raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
+        raise
+
+
+def webdav_close(filesystem: FileSystem) -> None:
+    """Close its connections; blocks for nothing."""
+    cast(_WebDav, filesystem).client.http.close()
 
 
 # --- Google Cloud Storage by gcsfs ------------------------------------------------------------------------------------
@@ -98,6 +129,13 @@ def gcs_without_retries(filesystem: FileSystem, timeout_s: float) -> None:
     filesystem._request = MethodType(once, filesystem)  # type: ignore[attr-defined]
 
 
+def gcs_close(filesystem: FileSystem) -> None:
+    """Close its connections."""
+    session = filesystem._session  # type: ignore[attr-defined]
+    if session is not None:
+        _sync(filesystem, session.close)
+
+
 # --- Azure Blob by adlfs ----------------------------------------------------------------------------------------------
 
 
@@ -112,88 +150,18 @@ def azure_without_retries(filesystem: FileSystem, timeout_s: float) -> None:
     config.timeout = config.read_timeout = timeout_s
 
 
-# --- SMB by smbprotocol -----------------------------------------------------------------------------------------------
-
-
-class _SmbEntry(Protocol):
-    name: str
-
-    @property
-    def smb_info(self) -> _SmbInfo: ...
-    def is_dir(self) -> bool: ...
-
-
-class _SmbInfo(Protocol):
-    end_of_file: int
-    last_write_time: object
-
-
-class _Volume(Protocol):
-    total_size: int
-    caller_available_size: int
-
-
-class _SmbClient(Protocol):
-    """The part of the package smbclient that is used."""
-
-    def replace(self, old: str, new: str, *, port: int) -> None: ...
-    def scandir(self, path: str, *, port: int) -> Sequence[_SmbEntry]: ...
-    def stat_volume(self, path: str, *, port: int) -> _Volume: ...
-    def delete_session(self, server: str, port: int) -> None: ...
-
-
-class _Smb(FileSystem, Protocol):
-    host: str
-    port: int | None
-
-
-_SMB_PORT: Final = 445
-
-
-def _smb(filesystem: FileSystem, path: str = "") -> tuple[_SmbClient, str, int]:
-    """Return the client, `path` as it knows it, and the port."""
-    opened = cast(_Smb, filesystem)
-    client = cast(_SmbClient, importlib.import_module("smbclient"))
-    unc = f"\\\\{opened.host}" + path.replace("/", "\\")
-    return client, unc, opened.port or _SMB_PORT
-
-
-def smb_write(filesystem: FileSystem, path: str, content: bytes) -> None:
-    """Write under a temporary name and rename: whole or absent."""
-    temporary = temporary_name(path)
-    client, old, port = _smb(filesystem, temporary)
-    _, new, _ = _smb(filesystem, path)
-    try:
-        filesystem.pipe_file(temporary, content)
-        client.replace(old, new, port=port)
-    except Exception:
-        with suppress(Exception):  # the first error says what is wrong; leftovers go with a later listing
-            filesystem.rm_file(temporary)
-        raise
-
-
-def smb_list(filesystem: FileSystem, path: str) -> Sequence[Entry]:
-    """List a folder by what its listing says; its own `ls` asks for each entry again."""
-    client, unc, port = _smb(filesystem, path)
-    found: list[Entry] = []
-    for item in client.scandir(unc, port=port):
-        folder = item.is_dir()
-        size = 0 if folder else item.smb_info.end_of_file
-        kind = "directory" if folder else "file"
-        found.append(
-            {"name": f"{path}/{item.name}", "size": size, "type": kind, "mtime": item.smb_info.last_write_time}
-        )
+async def azure_find(filesystem: FileSystem, path: str) -> Mapping[str, Entry]:
+    """List what lies below `path`; its own `find` asks before whether that is a file, and believes any failure."""
+    container, prefix, _ = filesystem.split_path(f"{path}/")  # type: ignore[attr-defined]
+    found: dict[str, Entry] = {}
+    client = filesystem.service_client  # type: ignore[attr-defined]
+    async with client.get_container_client(container=container) as opened:
+        async for blob in opened.list_blobs(name_starts_with=prefix or None):
+            name = f"{container}/{blob.name}"
+            found[name] = {"name": name, "size": blob.size, "type": "file"}
     return found
 
 
-def smb_space(filesystem: FileSystem, root: str) -> Space | None:
-    """Return the room of the volume the share is on, as far as this user may use it."""
-    client, unc, port = _smb(filesystem, root)
-    volume = client.stat_volume(unc, port=port)
-    return Space(volume.total_size, volume.caller_available_size)
-
-
-def smb_drop(filesystem: FileSystem) -> None:
-    """Give up the connection: smbclient keeps one per server and process, and uses it on when it is broken."""
-    client, _, port = _smb(filesystem)
-    client.delete_session(cast(_Smb, filesystem).host, port=port)
+def azure_close(filesystem: FileSystem) -> None:
+    """Close its connections."""
+    _sync(filesystem, filesystem.service_client.close)  # type: ignore[attr-defined]

@@ -11,17 +11,19 @@ from attrs import evolve
 
 from cuckoo_mount.clouds.fsspechooks import (
     aiohttp_arguments,
+    azure_close,
+    azure_find,
     azure_without_retries,
+    gcs_close,
     gcs_without_retries,
-    smb_drop,
-    smb_list,
-    smb_space,
-    smb_write,
+    webdav_close,
     webdav_place,
+    webdav_read,
     webdav_write,
 )
 from cuckoo_mount.clouds.fsspectypes import FsspecKind
 from cuckoo_mount.clouds.opendalfs import service_at
+from cuckoo_mount.clouds.smbfs import smb_close, smb_place, smb_space
 
 _OPENDAL: Final = "cuckoo_mount.clouds.opendalfs:OpenDalFileSystem"
 _GCS_ONE_REQUEST_BYTES: Final = (50 << 20) - 1
@@ -34,8 +36,11 @@ KINDS: Final = (
         names=("gs", "gcs"),
         title="Google Cloud Storage",
         extra="gcs",
+        # Not what fsspec knows by that name: that one asks for the kind of each bucket by another protocol first.
+        maker="gcsfs.core:GCSFileSystem",
         arguments=aiohttp_arguments,
         prepare=gcs_without_retries,
+        close=gcs_close,
         required=("token",),
         flat=True,
         durable_put=True,
@@ -46,6 +51,9 @@ KINDS: Final = (
         title="Azure Blob Storage",
         extra="azure",
         prepare=azure_without_retries,
+        as_file=True,
+        find=azure_find,
+        close=azure_close,
         required=("account_key", "connection_string", "sas_token", "client_secret", "anon"),
         flat=True,
         durable_put=True,
@@ -58,6 +66,7 @@ KINDS: Final = (
         maker=_OPENDAL,
         place=service_at,
         required=("refresh_token", "access_token"),
+        library="opendal",
         max_object_bytes=_DRIVE_BYTES,
     ),
     FsspecKind(
@@ -67,21 +76,22 @@ KINDS: Final = (
         maker=_OPENDAL,
         place=service_at,
         required=("refresh_token", "access_token"),
+        library="opendal",
         max_object_bytes=_ONEDRIVE_ONE_REQUEST_BYTES,
     ),
     FsspecKind(
         names=("smb",),
         title="SMB",
         extra="smb",
-        # Others may read and replace what we have open.
-        arguments=lambda timeout_s: {"timeout": timeout_s, "register_session_retries": 0, "share_access": "rwd"},
+        maker="cuckoo_mount.clouds.smbfs:SmbFileSystem",
+        library="smbclient",
+        place=smb_place,
         renamed={"user": "username"},
         reconnects=True,
         reports_space=True,
-        write=smb_write,
-        list_folder=smb_list,
         space=smb_space,
-        drop=smb_drop,
+        close=smb_close,
+        drop=smb_close,
     ),
     FsspecKind(
         names=("webdav+http", "webdav+https"),
@@ -94,14 +104,18 @@ KINDS: Final = (
         known=frozenset({"verify", "cert", "http2"}),
         reconnects=True,
         atomic_put=False,
-        native_range=False,  # it asks for everything from there on, and drops the rest
         write=webdav_write,
+        read=webdav_read,
+        close=webdav_close,
+        drop=webdav_close,
     ),
-    FsspecKind(names=("memory",), title="the memory of this process", flat=True, durable_put=False),
+    FsspecKind(names=("memory",), title="memory", flat=True, in_process=True),
 )
 
 UNKNOWN: Final = FsspecKind(names=(), shared=False, careful=True, atomic_put=False, native_range=False)
-OPENDAL: Final = FsspecKind(names=(), extra="opendal", maker=_OPENDAL, place=service_at, careful=True)
+OPENDAL: Final = FsspecKind(
+    names=(), extra="opendal", maker=_OPENDAL, library="opendal", place=service_at, careful=True
+)
 OPENDAL_PREFIX: Final = "opendal+"
 REFUSED: Final = {
     "file": "write its path",

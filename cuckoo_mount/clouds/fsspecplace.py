@@ -124,7 +124,7 @@ class Maker:
 
     def _takes_anything(self) -> bool:
         """Return whether names can be right that the class does not tell."""
-        return bool(self.kind.maker or self.kind.careful) and not self.kind.known
+        return self.kind.careful or bool(self.kind.library)
 
 
 def _load_class(settings: CloudSettings, kind: FsspecKind, protocol: str) -> _Class:
@@ -134,8 +134,8 @@ def _load_class(settings: CloudSettings, kind: FsspecKind, protocol: str) -> _Cl
     try:
         if kind.maker:
             module, _, attribute = kind.maker.partition(":")
-            if module.startswith("cuckoo_mount."):
-                importlib.import_module("opendal")
+            if kind.library:
+                importlib.import_module(kind.library)
             return cast(_Class, getattr(importlib.import_module(module), attribute))
         registry = importlib.import_module("fsspec.registry")
         if protocol not in registry.known_implementations and protocol not in registry.registry:

@@ -6,7 +6,7 @@ fsspec has no types; a file system is whatever has these methods, so that others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from attrs import field, frozen
@@ -53,8 +53,8 @@ def _write(filesystem: FileSystem, path: str, content: bytes) -> None:
     filesystem.pipe_file(path, content)
 
 
-def _list(filesystem: FileSystem, path: str) -> Sequence[Entry]:
-    return filesystem.ls(path, detail=True)
+def _read(filesystem: FileSystem, path: str, start: int | None, end: int | None) -> bytes:
+    return filesystem.cat_file(path, start=start, end=end)
 
 
 def _no_space(filesystem: FileSystem, root: str) -> Space | None:
@@ -71,6 +71,7 @@ class FsspecKind:
 
     `extra`: of ours, which installs what is needed; else `package`.
     `maker`: "module:class", where that is not what fsspec knows.
+    `library`: the module that a maker of ours needs.
     `arguments`: what the constructor is given besides options and secrets, by the limit on a network operation in s.
     `place`: arguments and root where the class itself does not read them out of a URL.
     `renamed`: our names of options and secrets → the constructor's.
@@ -78,8 +79,12 @@ class FsspecKind:
     `known`: names the constructor takes without saying so.
     `flat`: an object store: no folders, and everything below a prefix is listed at once.
     `shared`: any number of threads may use one file system; else each call has one for itself.
+    `in_process`: it begins with the process, so that its root is always there.
     `careful`: nothing is known of it: the root is looked at before each put, sizes are compared after puts and gets.
     `reconnects`: a kept connection may turn out to be broken, and the call is made once more.
+    `as_file`: contents are given as a file in memory.
+    `find`: replaces an asynchronous file system's own.
+    `close`, `drop`: give back the connections of one that is not used any more; of one that turned out to be broken.
     `prepare`: called with each file system that was made, and the limit in s.
     """
 
@@ -88,6 +93,7 @@ class FsspecKind:
     extra: str = ""
     package: str = ""
     maker: str = ""
+    library: str = ""
     arguments: Callable[[float], Arguments] = field(default=lambda _: {})
     place: Callable[[FsspecPlace], tuple[Arguments, str]] | None = None
     renamed: Mapping[str, str] = field(factory=dict)
@@ -95,15 +101,19 @@ class FsspecKind:
     known: frozenset[str] = frozenset()
     flat: bool = False
     shared: bool = True
+    in_process: bool = False
     careful: bool = False
     reconnects: bool = False
     atomic_put: bool = True
     native_range: bool = True
+    as_file: bool = False
     durable_put: bool = False
     reports_space: bool = False
     max_object_bytes: int | None = None
     prepare: Callable[[FileSystem, float], None] = _leave
     write: Callable[[FileSystem, str, bytes], None] = _write
-    list_folder: Callable[[FileSystem, str], Sequence[Entry]] = _list
+    read: Callable[[FileSystem, str, int | None, int | None], bytes] = _read
+    find: Callable[[FileSystem, str], Awaitable[Mapping[str, Entry]]] | None = None
     space: Callable[[FileSystem, str], Space | None] = _no_space
+    close: Callable[[FileSystem], None] = field(default=lambda _: None)
     drop: Callable[[FileSystem], None] = field(default=lambda _: None)
