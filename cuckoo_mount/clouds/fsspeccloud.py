@@ -140,9 +140,7 @@ class FsspecCloud:
         with self._lock:
             opened, self._stock, self._shared = [*self._stock, *filter(None, [self._shared])], [], None
         for each in opened:
-            each.close()
-            with suppress(Exception):  # why it does not close changes nothing
-                self._kind.close(each.filesystem)
+            self._close(each)
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +149,8 @@ class FsspecCloud:
         return f"{root}/{name}" if root and name else root or name
 
     def _put(self, opened: FileSystem, name: str, content: bytes) -> None:
-        if self._kind.careful or (self._kind.flat and not self._root_seen):
+        kind = self._kind
+        if kind.careful or kind.makes_folders or (kind.flat and not self._root_seen):
             self._see_root(opened)
         if not self._kind.flat:
             self._make_folders(opened, name)
@@ -351,6 +350,13 @@ class FsspecCloud:
         with self._lock:
             if len(self._stock) < STOCK_MAX:
                 self._stock.append(opened)
+                return
+        self._close(opened)
+
+    def _close(self, opened: FsspecFS) -> None:
+        opened.close()
+        with suppress(Exception):  # why it does not close changes nothing
+            self._kind.close(opened.filesystem)
 
     def _drop(self, opened: FsspecFS) -> None:
         """Give up a file system whose connection may be in any state."""
@@ -359,7 +365,7 @@ class FsspecCloud:
         with self._lock:
             if self._shared is opened:
                 self._shared = None
-        with suppress(Exception):  # why it does not close changes nothing
+        with suppress(Exception):  # as in _close
             self._kind.drop(opened.filesystem)
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from cuckoo_mount.clouds.fsspechooks import (
     gcs_close,
     gcs_without_retries,
     webdav_close,
+    webdav_closes_itself,
     webdav_place,
     webdav_read,
     webdav_write,
@@ -67,6 +68,7 @@ KINDS: Final = (
         place=service_at,
         required=("refresh_token", "access_token"),
         library="opendal",
+        makes_folders=True,
         max_object_bytes=_DRIVE_BYTES,
     ),
     FsspecKind(
@@ -77,6 +79,7 @@ KINDS: Final = (
         place=service_at,
         required=("refresh_token", "access_token"),
         library="opendal",
+        makes_folders=True,
         max_object_bytes=_ONEDRIVE_ONE_REQUEST_BYTES,
     ),
     FsspecKind(
@@ -87,6 +90,7 @@ KINDS: Final = (
         library="smbclient",
         place=smb_place,
         renamed={"user": "username"},
+        shared=False,  # a server lets a connection have only so many requests on their way
         reconnects=True,
         reports_space=True,
         space=smb_space,
@@ -104,6 +108,7 @@ KINDS: Final = (
         known=frozenset({"verify", "cert", "http2"}),
         reconnects=True,
         atomic_put=False,
+        prepare=webdav_closes_itself,
         write=webdav_write,
         read=webdav_read,
         close=webdav_close,

@@ -80,6 +80,7 @@ class FsspecKind:
     `flat`: an object store: no folders, and everything below a prefix is listed at once.
     `shared`: any number of threads may use one file system; else each call has one for itself.
     `in_process`: it begins with the process, so that its root is always there.
+    `makes_folders`: storing a file makes its folders, the root too, so that this is looked at before.
     `careful`: nothing is known of it: the root is looked at before each put, sizes are compared after puts and gets.
     `reconnects`: a kept connection may turn out to be broken, and the call is made once more.
     `as_file`: contents are given as a file in memory.
@@ -102,6 +103,7 @@ class FsspecKind:
     flat: bool = False
     shared: bool = True
     in_process: bool = False
+    makes_folders: bool = False
     careful: bool = False
     reconnects: bool = False
     atomic_put: bool = True

@@ -1,14 +1,15 @@
 """The services of OpenDAL as file systems of fsspec's shape: Google Drive, OneDrive and what else it knows.
 
-Used by fsspeckinds.py.  opendal (extra `opendal`) is imported when one is made.  Any thread: it waits outside of the
-GIL.  Why not fsspec's own: gdrive-fsspec makes a second file of the same name when one is stored again, and then takes
-both for missing; msgraphfs logs in to companies' accounts only.
+Used by fsspeckinds.py.  opendal (extra `opendal`) is imported when one is made.  Any thread without a loop of
+asyncio's.  Why not fsspec's own: gdrive-fsspec makes a second file of the same name when one is stored again, and then
+takes both for missing; msgraphfs logs in to companies' accounts only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, cast
 
@@ -31,12 +32,16 @@ class _Item(Protocol):
     def metadata(self) -> _Metadata: ...
 
 
+class _AsyncOperator(Protocol):
+    async def list(self, path: str, **options: object) -> AsyncIterator[_Item]: ...
+
+
 class _Operator(Protocol):
     """The part of opendal.Operator that is used."""
 
     def layer(self, layer: object) -> _Operator: ...
     def stat(self, path: str) -> _Metadata: ...
-    def list(self, path: str, **options: object) -> Iterator[_Item]: ...
+    def to_async_operator(self) -> _AsyncOperator: ...
     def create_dir(self, path: str) -> None: ...
     def write(self, path: str, data: bytes) -> None: ...
     def read(self, path: str, **options: object) -> bytes: ...
@@ -72,7 +77,8 @@ def _one_line() -> Iterator[None]:
 class OpenDalFileSystem:
     """Service `service` with its options, as `opendal.Operator` takes them; paths have no `/` at either end.
 
-    Its root is what the option `root` says.  Raises: OpenDalError, FileNotFoundError.
+    Its root is that of the account, as OpenDAL believes without asking that its own root is there.
+    Raises: OpenDalError, FileNotFoundError.
     """
 
     def __init__(self, service: str, timeout_s: float, **options: str) -> None:
@@ -85,8 +91,12 @@ class OpenDalFileSystem:
 
     def info(self, path: str) -> Entry:
         with _one_line():
-            folder = not path
-            found = self._operator.stat(f"{path}/" if folder else path)
+            try:
+                found = self._operator.stat(path or "/")
+            except Exception as error:
+                if type(error).__name__ != _MISSING:
+                    raise
+                found = self._operator.stat(f"{path}/")
             return {"name": path, "size": found.content_length, "type": "directory" if found.is_dir else "file"}
 
     def ls(self, path: str, detail: bool = True) -> Sequence[Entry]:
@@ -117,22 +127,24 @@ class OpenDalFileSystem:
             self._operator.delete(f"{path}/")
 
     def _listed(self, path: str, *, recursive: bool) -> list[Entry]:
+        # Its blocking lister keeps the GIL while it waits for the server, which would stop all transfers of a worker.
         with _one_line():
-            folder = f"{path}/" if path else ""
-            found: list[Entry] = []
-            for item in self._operator.list(folder, recursive=recursive):
-                name = item.path.strip("/")
-                if name == path or not name:
-                    continue  # the folder itself
-                is_folder = item.path.endswith("/")
-                # Some services give no size in a listing.
-                size = 0 if is_folder else item.metadata.content_length
-                found.append({"name": name, "size": size, "type": "directory" if is_folder else "file"})
-            return found
+            return asyncio.run(_collect(self._operator.to_async_operator(), path, recursive=recursive))
+
+
+async def _collect(operator: _AsyncOperator, path: str, *, recursive: bool) -> list[Entry]:
+    found: list[Entry] = []
+    async for item in await operator.list(f"{path}/" if path else "", recursive=recursive):
+        name = item.path.strip("/")
+        if name == path or not name:
+            continue  # the folder itself
+        folder = item.path.endswith("/")
+        size = 0 if folder else item.metadata.content_length
+        found.append({"name": name, "size": size, "type": "directory" if folder else "file"})
+    return found
 
 
 def service_at(place: FsspecPlace) -> tuple[dict[str, object], str]:
     """Return the arguments for the service that `place` names by its protocol, `opendal+SERVICE` or just that."""
     service = place.protocol.rpartition("+")[2]
-    folder = place.target.strip("/")
-    return {"service": service, "timeout_s": place.timeout_s, "root": f"/{folder}"}, ""
+    return {"service": service, "timeout_s": place.timeout_s, "root": "/"}, place.target.strip("/")

