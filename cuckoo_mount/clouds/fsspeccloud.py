@@ -13,7 +13,6 @@ Rules it keeps:
 from __future__ import annotations
 
 import importlib
-import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -122,8 +121,14 @@ class FsspecCloud:
 
     def delete(self, name: str) -> None:
         check_object_name(name)
+
+        def remove(opened: FileSystem) -> None:
+            if self._kind.careful or self._kind.makes_folders:  # it may not say that there was nothing to remove
+                self._see_root(opened)
+            self._run(opened, "rm_file", self._path(name))
+
         with suppress(CloudMissing):
-            self._call(name, lambda opened: self._run(opened, "rm_file", self._path(name)))
+            self._call(name, remove)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
@@ -165,8 +170,7 @@ class FsspecCloud:
 
     def _write(self, opened: FileSystem, name: str, content: bytes) -> None:
         if _is_asynchronous(opened):
-            given = io.BytesIO(content) if self._kind.as_file else content
-            self._run(opened, "pipe_file", self._path(name), given, size_bytes=len(content))
+            self._run(opened, "pipe_file", self._path(name), content, size_bytes=len(content))
         else:
             self._kind.write(opened, self._path(name), content)
         if self._kind.careful:

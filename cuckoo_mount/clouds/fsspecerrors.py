@@ -9,7 +9,7 @@ import errno
 from typing import Final
 
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.clouds.translate import describe, translate
+from cuckoo_mount.clouds.translate import busy, describe, translate
 from cuckoo_mount.errors import (
     CloudBusy,
     CloudCorrupt,
@@ -107,6 +107,8 @@ def explain(error: Exception, settings: CloudSettings, name: str) -> CloudError:
         if kind is not None:
             hint = _HINTS.get(kind)
             said = describe(error, settings)
+            if kind is CloudBusy:
+                return busy(said, _retry_after(cause), cloud=settings.name, name=name)
             return kind(f"{said}; {hint}" if hint else said, cloud=settings.name, name=name)
         cause = cause.__cause__ or cause.__context__
     found = translate(error, settings, name)
@@ -129,6 +131,10 @@ def is_broken(error: BaseException) -> bool:
     return False
 
 
+def _retry_after(error: BaseException) -> str:
+    return str(getattr(error, "retry_after", ""))
+
+
 def _kind(error: BaseException) -> type[CloudError] | None:
     if is_missing(error):
         return CloudMissing
@@ -138,8 +144,10 @@ def _kind(error: BaseException) -> type[CloudError] | None:
             return _NT[status]
         said = str(error).lower()
         if type(error).__name__ == "OpenDalError":
+            answered = int(getattr(error, "status", 0))
             expired = any(word in said for word in _EXPIRED)
-            return CloudNeedsLogin if expired else _OPENDAL.get(str(getattr(error, "kind", "")), CloudUnavailable)
+            kind = _OPENDAL.get(str(getattr(error, "kind", "")), CloudUnavailable)
+            return CloudNeedsLogin if expired else _STATUS.get(answered, kind)
         if said.startswith(_FORBIDDEN):  # gcsfs
             return CloudRefused
     for parent in type(error).__mro__:

@@ -52,7 +52,6 @@ KINDS: Final = (
         title="Azure Blob Storage",
         extra="azure",
         prepare=azure_without_retries,
-        as_file=True,
         find=azure_find,
         close=azure_close,
         required=("account_key", "connection_string", "sas_token", "client_secret", "anon"),
@@ -119,7 +118,14 @@ KINDS: Final = (
 
 UNKNOWN: Final = FsspecKind(names=(), shared=False, careful=True, atomic_put=False, native_range=False)
 OPENDAL: Final = FsspecKind(
-    names=(), extra="opendal", maker=_OPENDAL, library="opendal", place=service_at, careful=True
+    names=(),
+    extra="opendal",
+    maker=_OPENDAL,
+    library="opendal",
+    place=service_at,
+    careful=True,
+    atomic_put=False,
+    makes_folders=True,
 )
 OPENDAL_PREFIX: Final = "opendal+"
 REFUSED: Final = {

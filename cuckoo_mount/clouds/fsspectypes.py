@@ -83,7 +83,6 @@ class FsspecKind:
     `makes_folders`: storing a file makes its folders, the root too, so that this is looked at before.
     `careful`: nothing is known of it: the root is looked at before each put, sizes are compared after puts and gets.
     `reconnects`: a kept connection may turn out to be broken, and the call is made once more.
-    `as_file`: contents are given as a file in memory.
     `find`: replaces an asynchronous file system's own.
     `close`, `drop`: give back the connections of one that is not used any more; of one that turned out to be broken.
     `prepare`: called with each file system that was made, and the limit in s.
@@ -108,7 +107,6 @@ class FsspecKind:
     reconnects: bool = False
     atomic_put: bool = True
     native_range: bool = True
-    as_file: bool = False
     durable_put: bool = False
     reports_space: bool = False
     max_object_bytes: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, cast
@@ -16,6 +17,8 @@ from typing import Final, Protocol, cast
 from cuckoo_mount.clouds.fsspectypes import Entry, FsspecPlace
 
 _MISSING: Final = "NotFound"
+_STATUS: Final = re.compile(r"\bstatus: (\d{3})\b")
+_RETRY_AFTER: Final = re.compile(r"\"retry-after\": \"([^\"]*)\"", re.IGNORECASE)
 
 
 class _Metadata(Protocol):
@@ -49,11 +52,16 @@ class _Operator(Protocol):
 
 
 class OpenDalError(OSError):
-    """What OpenDAL says, in one line: its own text has URLs with secrets in them.  `kind`: the class of its error."""
+    """What OpenDAL says, in one line: its own text has URLs with secrets in them.
 
-    def __init__(self, kind: str, text: str) -> None:
+    `kind`: the class of its error.  `status`: of HTTP, 0 if there was no answer.  `retry_after`: that header.
+    """
+
+    def __init__(self, kind: str, text: str, status: int = 0, retry_after: str = "") -> None:
         super().__init__(text)
         self.kind = kind
+        self.status = status
+        self.retry_after = retry_after
 
 
 @contextmanager
@@ -64,14 +72,25 @@ def _one_line() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        kind = type(error).__name__
-        lines = str(error).splitlines()
-        source = [lines[at + 1].strip() for at, line in enumerate(lines[:-1]) if line.strip() == "Source:"]
-        text = ": ".join([*lines[:1], *source])
-        if kind == _MISSING:
-            raise FileNotFoundError(text) from None
-        # Without the cause, which would be shown in a traceback.
-        raise OpenDalError(kind, text) from None
+        raise _told(error) from None  # without the cause, which would be shown in a traceback
+
+
+def _told(error: Exception) -> OSError:
+    """Return what an error of opendal says, without what may be secret in its text."""
+    kind, text = type(error).__name__, str(error)
+    lines = text.splitlines()
+    source = [lines[at + 1].strip() for at, line in enumerate(lines[:-1]) if line.strip() == "Source:"]
+    found = _STATUS.search(text)
+    # Where there was an answer, what follows is its body.
+    said = (
+        lines[0].partition("=>")[0].strip() + f": HTTP status {found[1]}" if found else ": ".join([*lines[:1], *source])
+    )
+    if kind == _MISSING:
+        return FileNotFoundError(said)
+    if found is None:
+        return OpenDalError(kind, said)
+    waits = _RETRY_AFTER.search(text)
+    return OpenDalError(kind, said, int(found[1]), waits[1] if waits else "")
 
 
 class OpenDalFileSystem:
@@ -114,9 +133,16 @@ class OpenDalFileSystem:
             self._operator.write(path, value)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        options = {} if start is None or end is None else {"offset": start, "size": end - start}
+        """Return nothing for a range that goes beyond the end, which it does not tell from an answer that was cut."""
         with _one_line():
-            return bytes(self._operator.read(path, **options))
+            if start is None or end is None:
+                return bytes(self._operator.read(path))
+            try:
+                return bytes(self._operator.read(path, offset=start, size=end - start))
+            except Exception as error:
+                if type(error).__name__ != _MISSING and self._operator.stat(path).content_length < end:
+                    return b""
+                raise
 
     def rm_file(self, path: str) -> None:
         with _one_line():

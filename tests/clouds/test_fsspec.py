@@ -177,6 +177,7 @@ def named(name: str, base: type[Exception] = Exception, **attributes: object) ->
         (named("SMBOSError", OSError, ntstatus=0xC000007F), CloudFull),
         (named("SMBOSError", OSError, ntstatus=0xC0000022), CloudRefused),
         (OpenDalError("RateLimited", "slow down"), CloudBusy),
+        (OpenDalError("Unexpected", "write: HTTP status 507", 507), CloudFull),
         (OpenDalError("PermissionDenied", "no"), CloudRefused),
         (OpenDalError("Unexpected", "send => invalid_grant"), CloudNeedsLogin),
         (OpenDalError("Unexpected", "error sending request"), CloudUnavailable),

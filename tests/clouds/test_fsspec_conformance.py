@@ -128,6 +128,22 @@ class TestWebDav(OverHttp):
         return Restart(restart=server.restart)
 
 
+@pytest.mark.long
+class TestOpenDal(TestWebDav):
+    """The library behind Google Drive and OneDrive, which cannot be run here, on a server that can."""
+
+    def settings(self, server: FileServer, folder: str, port: int, timeout_s: float = 30.0) -> CloudSettings:
+        url = f"fsspec+opendal+webdav://{folder}?endpoint=http://127.0.0.1:{port}"
+        secrets = (("password", server.password), ("username", server.user))
+        return CloudSettings(name="far", url=url, secrets=secrets, timeout_s=timeout_s)
+
+    @pytest.fixture
+    def strangers(self, server: FileServer, folder: str) -> Sequence[MakeCloud]:
+        settings = self.settings(server, folder, server.port)
+        wrong = (("password", WRONG_SECRET), ("username", server.user))
+        return [opener(evolve(settings, secrets=wrong))]
+
+
 class OnCloudServer(OverHttp):
     """What the servers of testing/cloudservers.py have in common."""
 
@@ -173,6 +189,7 @@ class OnCloudServer(OverHttp):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # its library gives aiohttp bytes
 class TestAzure(OnCloudServer):
     kind = "azurite"
     library = "adlfs"
