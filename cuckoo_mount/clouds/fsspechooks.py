@@ -147,6 +147,16 @@ def gcs_close(filesystem: FileSystem) -> None:
 # --- Azure Blob by adlfs ----------------------------------------------------------------------------------------------
 
 
+def azure_place(place: FsspecPlace) -> tuple[Arguments, str]:
+    """Return the arguments for `container@account/folder`, the account with or without its host, and the root."""
+    before, at, after = place.target.partition("@")
+    arguments: Arguments = {"use_listings_cache": False, "skip_instance_cache": True}
+    if not at:
+        return arguments, place.target.strip("/")
+    host, _, folder = after.partition("/")
+    return {**arguments, "account_name": host.partition(".")[0]}, f"{before}/{folder}".strip("/")
+
+
 def azure_without_retries(filesystem: FileSystem, timeout_s: float) -> None:
     """Set limits and switch off repetition, for which adlfs has no arguments that count for all requests."""
     pipeline = filesystem.service_client._pipeline  # type: ignore[attr-defined]

@@ -86,13 +86,11 @@ class Maker:
         found = kind.arguments(place.timeout_s)
         if kind.place is not None:
             arguments, root = kind.place(place)
-            plain = True
         else:
             protocol = place.protocol
             target = f"{protocol}://{place.target}"
             arguments = dict(self._class._get_kwargs_from_urls(target))
             root = self._class._strip_protocol(target)
-            plain = False
             found = {**found, **_NO_CACHES}
         if kind.flat and not root.strip("/"):
             raise UsageError(
@@ -100,11 +98,11 @@ class Maker:
                 f"write {FAMILY}{place.protocol}://bucket/folder"
             )
         found.update((key, value) for key, value in arguments.items() if value not in (None, ""))
-        found.update(self._settings_as_arguments(place, plain=plain))
+        found.update(self._settings_as_arguments(place, plain=bool(kind.library)))
         return found, root
 
     def _settings_as_arguments(self, place: FsspecPlace, *, plain: bool) -> Arguments:
-        """Return options and secrets as arguments.  `plain`: as texts, which is what `place` of a row wants."""
+        """Return options and secrets as arguments.  `plain`: as texts, which is what makers of ours want."""
         defaults, takes_all = _parameters(self._class)
         found: Arguments = {}
         for given, value in (*place.options.items(), *place.secrets.items()):

@@ -139,6 +139,13 @@ def test_without_a_login_nobody_is_asked_for_one() -> None:
     made.make()  # sends nothing
 
 
+@pytest.mark.parametrize("target", ["box@acc/a/b", "box@acc.dfs.core.windows.net/a/b", "box/a/b?account_name=acc"])
+def test_where_azure_is_can_be_written_in_three_ways(target: str) -> None:
+    pytest.importorskip("adlfs")
+    made = maker(f"fsspec+abfs://{target}", secrets={"account_key": "a2V5"})
+    assert (made.root, made._arguments["account_name"]) == ("box/a/b", "acc")
+
+
 def test_secrets_are_taken_out_of_urls() -> None:
     url, found = part_url("fsspec+abfs://box@account/x?account_key=abc&connection_string=d&account_name=n")
     assert url == "fsspec+abfs://box@account/x?account_name=n"
