@@ -32,6 +32,7 @@ LEVELS: Final[dict[str, int]] = {
     "processes": 1,
     "workerprocess": 1,
     "layers": 2,
+    "sources": 2,
     "multi": 3,
     "packs": 4,
     "metadata": 4,

@@ -16,7 +16,8 @@ from cuckoo_mount.cli import common
 
 PROGRAM: Final = "cuckoo"
 
-# Command: what --help says of it.  Its module in cli/ has the same name and a click command `command`.
+# Command: what --help says of it.  Its module in cli/ has the same name, but for those in MODULES, and a click command
+# `command`.
 COMMANDS: Final[dict[str, str]] = {
     "mount": "Mount a drive, and make it if there is none (the same as cuckoo-mount).",
     "status": "Show what a mounted drive is doing, and its clouds.",
@@ -27,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "recover": "Make a drive on this machine from one of its clouds and the passphrase.",
     "cloud": "Add, list, test, change, empty and remove a drive's clouds.",
     "set": "Change redundancy and durability of a drive, or of files and folders.",
+    "import": "Copy files that lie in a cloud already into a drive.",
     "key": "Show the recovery key, change the passphrase.",
     "rebalance": "Even out how full the clouds are.",
     "gc": "Delete and compact packs that hold what nobody needs any more.",
@@ -35,6 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
     "destroy": "Delete a drive: its objects on every cloud, and everything of it here.",
     "completion": "Print what makes a shell complete commands and names.",
 }
+MODULES: Final[dict[str, str]] = {"import": "importing"}
 
 
 class LazyGroup(click.Group):
@@ -47,7 +50,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command, or say what there is instead."""
         if cmd_name in COMMANDS:
-            found: object = importlib.import_module(f"cuckoo_mount.cli.{cmd_name}").command
+            found: object = importlib.import_module(f"cuckoo_mount.cli.{MODULES.get(cmd_name, cmd_name)}").command
             assert isinstance(found, click.Command)
             return found
         if ctx.resilient_parsing:  # at TAB there is nobody to tell

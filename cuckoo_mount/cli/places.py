@@ -34,7 +34,7 @@ def check_place(url: str, paths: DrivePaths, config: DriveConfig, *, read_only: 
     Raises: UsageError: unknown scheme, no such folder, or one that belongs to a drive's own files or mount.
     """
     place = parse_place(url)
-    _warn_of_secrets(url)
+    warn_of_secrets(url)
     if not place.driver.folder:
         return
     folder = Path(place.place)
@@ -43,7 +43,8 @@ def check_place(url: str, paths: DrivePaths, config: DriveConfig, *, read_only: 
     _check_folder(folder, read_only=read_only)
 
 
-def _warn_of_secrets(url: str) -> None:
+def warn_of_secrets(url: str) -> None:
+    """Say it if there are secrets in `url`."""
     keys = secrets_in_url(url)
     if keys:
         options = " ".join(f"--secret {key}=prompt" for key in keys)

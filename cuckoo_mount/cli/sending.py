@@ -190,6 +190,7 @@ def records(value: object) -> list[Mapping[str, object]]:
 
 
 _SLOW: Final = "slow"
+_HEALS: Final = "that heals by itself as soon as there are clouds enough"
 
 
 def describe_trouble(trouble: Mapping[str, object]) -> str:

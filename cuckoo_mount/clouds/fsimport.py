@@ -125,8 +125,10 @@ with stand_in(), warnings.catch_warnings():
     from fs.opener.errors import OpenerError
 
 
-def open_fs(url: str) -> FS:
+def open_fs(url: str, *, writeable: bool = True) -> FS:
     """Open the file system that `url` names, as PyFilesystem does, importing its driver if need be.
+
+    `writeable` False: an archive is only read.
 
     Blocks: drivers may contact their server.  Raises: whatever the driver raises (map it with translate.py);
     fs.opener.errors.UnsupportedProtocol for an unknown scheme.
@@ -135,7 +137,7 @@ def open_fs(url: str) -> FS:
     if scheme.startswith(_FSSPEC) and scheme not in fs.opener.registry.protocols:
         fs.opener.registry.install(_FsspecOpener(scheme))
     with stand_in():
-        opened: FS = fs.opener.open_fs(url, writeable=True, create=False)
+        opened: FS = fs.opener.open_fs(url, writeable=writeable, create=False)
     return opened
 
 

@@ -98,7 +98,9 @@ class FtpCloud:
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
         check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
 
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
         def read(session: FtpSession) -> bytes:
             path = self._path(name)
             trouble: Exception | None = None
@@ -289,5 +291,10 @@ def open_ftp_cloud(settings: CloudSettings, place: str) -> FtpCloud:
 
     Raises: UsageError for a URL, options or secrets that cannot be.
     """
-    scheme = place.partition("://")[0]
-    return FtpCloud(settings, parse_remote_place(settings, place, options=(CA_FILE,) if scheme == _SECURE else ()))
+    return FtpCloud(settings, parse_ftp_place(settings, place))
+
+
+def parse_ftp_place(settings: CloudSettings, url: str) -> RemotePlace:
+    """Return what `url` and `settings` say.  Raises: UsageError for what cannot be."""
+    scheme = url.partition("://")[0]
+    return parse_remote_place(settings, url, options=(CA_FILE,) if scheme == _SECURE else ())

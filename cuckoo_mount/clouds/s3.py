@@ -21,6 +21,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import datetime
 from functools import cache, partial
 from typing import IO, Final, Protocol, TypedDict, TypeVar, cast
 
@@ -58,6 +59,11 @@ T = TypeVar("T")
 class _Listed(TypedDict):
     Key: str
     Size: int
+    LastModified: datetime
+
+
+class _Common(TypedDict):
+    Prefix: str
 
 
 class _Answer(TypedDict, total=False):
@@ -66,6 +72,7 @@ class _Answer(TypedDict, total=False):
     Body: IO[bytes]
     ContentLength: int
     ContentRange: str
+    CommonPrefixes: list[_Common]
     Contents: list[_Listed]
     IsTruncated: bool
     NextContinuationToken: str
@@ -131,8 +138,12 @@ class S3Cloud:
         return data
 
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
-        key = self._key(name)
+        check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
+
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
+        key = self._location(name)
         if not length_bytes:  # HTTP has no words for an empty range
             answer = self._call(name, lambda: self._client.head_object(**key))
             if answer.get("ContentLength", 0) < offset:
@@ -159,22 +170,26 @@ class S3Cloud:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_prefix(prefix)
-        root = self._place.prefix
-        page: dict[str, object] = {}
         last = ""
-        while True:
-            arguments = {"Bucket": self._place.bucket, "Prefix": root + prefix, "MaxKeys": PAGE_NAMES, **page}
-            answer = self._call(prefix, partial(self._client.list_objects_v2, **arguments), reads=False)
-            listed = answer.get("Contents", [])
-            for entry in listed:
-                name = entry["Key"][len(root) :]
+        for page in self._pages(prefix):
+            for entry in page.get("Contents", []):
+                name = entry["Key"][len(self._place.prefix) :]
                 # rclone lists an object twice after it was stored twice at the same time.
                 if is_object_name(name) and name != last:
                     yield ObjectInfo(name, entry["Size"])
                 last = name
+
+    def _pages(self, prefix: str, **more: str) -> Iterator[_Answer]:
+        """Yield the answers of a listing of `prefix`.  `more`: other arguments of the request."""
+        page: dict[str, object] = {}
+        while True:
+            wanted = {"Bucket": self._place.bucket, "Prefix": self._place.prefix + prefix, "MaxKeys": PAGE_NAMES}
+            request = partial(self._client.list_objects_v2, **wanted, **more, **page)
+            answer = self._call(prefix, request, reads=False)
+            yield answer
             if not answer.get("IsTruncated"):
                 return
-            token = answer.get("NextContinuationToken")
+            token, listed = answer.get("NextContinuationToken"), answer.get("Contents", [])
             if token is None and not listed:
                 raise CloudUnavailable("the listing was cut by the server; try again", cloud=self._settings.name)
             page = {"StartAfter": listed[-1]["Key"]} if token is None else {"ContinuationToken": token}
@@ -188,6 +203,9 @@ class S3Cloud:
 
     def _key(self, name: str) -> dict[str, str]:
         check_object_name(name)
+        return self._location(name)
+
+    def _location(self, name: str) -> dict[str, str]:
         return {"Bucket": self._place.bucket, "Key": self._place.prefix + name}
 
     def _check_length(self, name: str, answer: _Answer, data: bytes) -> None:

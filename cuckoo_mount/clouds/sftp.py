@@ -114,7 +114,9 @@ class SftpCloud:
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
         check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
 
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
         def read(sftp: paramiko.SFTPClient) -> bytes:
             with sftp.open(self._path(name), "rb") as file:
                 return read_part(sftp, file, offset, length_bytes)
@@ -199,11 +201,13 @@ class SftpCloud:
 
     def _list_folder(self, prefix: str) -> _Entries:
         try:
-            found = self._call(prefix, lambda sftp: sftp.listdir_attr(self._path(prefix.rstrip("/"))))
+            return self._call(prefix, partial(self._listed, prefix.rstrip("/")))
         except CloudMissing:
             return []
+
+    def _listed(self, folder: str, sftp: paramiko.SFTPClient) -> _Entries:
         entries = []
-        for item in found:
+        for item in sftp.listdir_attr(self._path(folder)):
             mode = item.st_mode or 0
             if stat.S_ISDIR(mode):
                 entries.append(Entry(item.filename, None))
@@ -366,10 +370,15 @@ def open_sftp_cloud(settings: CloudSettings, place: str) -> SftpCloud:
 
     Raises: UsageError for a URL, options or secrets that cannot be, or if paramiko is not installed.
     """
-    found = parse_remote_place(settings, place, options=OPTIONS, secrets=(PASSPHRASE,))
+    return SftpCloud(settings, parse_sftp_place(settings, place))
+
+
+def parse_sftp_place(settings: CloudSettings, url: str) -> RemotePlace:
+    """Return what `url` and `settings` say.  Raises: UsageError for what cannot be."""
+    found = parse_remote_place(settings, url, options=OPTIONS, secrets=(PASSPHRASE,))
     if PASSPHRASE in found.secrets and found.password is not None:
         raise UsageError(f"cloud {settings.name}: give either the secret password or passphrase, not both")
-    return SftpCloud(settings, found)
+    return found
 
 
 def _said_by_server(error: Exception) -> bool:

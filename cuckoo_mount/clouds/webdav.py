@@ -22,13 +22,12 @@ Nothing else is repeated: hanging and failing servers are the business of the la
 from __future__ import annotations
 
 import re
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote
 
 from cuckoo_mount.clouds import webdavxml
@@ -37,6 +36,7 @@ from cuckoo_mount.clouds.names import check_object_name, check_prefix, check_ran
 from cuckoo_mount.clouds.remoteplace import RemotePlace, parse_remote_place
 from cuckoo_mount.clouds.walking import Entry, NameLocks, temporary_name, walk
 from cuckoo_mount.clouds.webdaverrors import Answer, answered, broken
+from cuckoo_mount.clouds.webdavhttp import CA_FILE, make_manager, standing_headers, twice_if_closed
 from cuckoo_mount.errors import (
     CloudCorrupt,
     CloudError,
@@ -45,14 +45,8 @@ from cuckoo_mount.errors import (
     UsageError,
 )
 
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
-
-CONNECTIONS_MAX: Final = 16
-CONNECT_TIMEOUT_S: Final = 10.0
-"""Limit for making a connection, where `timeout_s` is not shorter."""
 _SCHEMES: Final = {"webdav": "http", "webdavs": "https"}
-_UPLOAD, _CA_FILE = "upload", "ca_file"
+_UPLOAD: Final = "upload"
 _UPLOADS: Final = ("direct", "move")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/")
 _GOOD: Final = frozenset({200, 201, 204, 206, 207})
@@ -77,8 +71,8 @@ class WebDavCloud:
         self._place = place
         self._moves = _upload(settings, place) == "move"
         self._base = f"{_SCHEMES[place.scheme]}://{place.address}"
-        self._headers = _headers(place)
-        self._manager = _make_manager(settings, place, self._base)
+        self._headers = standing_headers(place)
+        self._manager = make_manager(settings, place, self._base)
         self._lock = threading.Lock()
         self._names = NameLocks()
         self._folders: set[str] = {""}
@@ -113,6 +107,9 @@ class WebDavCloud:
     def get_range(self, name: str, offset: int, length_bytes: int) -> bytes:
         check_object_name(name)
         check_range(offset, length_bytes)
+        return self._range(name, offset, length_bytes)
+
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
         if not length_bytes:  # HTTP has no words for an empty range
             return self._nothing(name, offset)
         wanted = f"bytes={offset}-{offset + length_bytes - 1}"
@@ -328,7 +325,7 @@ class WebDavCloud:
             decode_content=False,
         )
         try:
-            response = _twice_if_closed(request)
+            response = twice_if_closed(request)
         except Exception as error:
             raise broken(error, self._settings, self._place, name) from error
         return Answer(response.status, {key.lower(): value for key, value in response.headers.items()}, response.data)
@@ -342,7 +339,12 @@ def open_webdav_cloud(settings: CloudSettings, place: str) -> WebDavCloud:
 
     Raises: UsageError for a URL, options or secrets that cannot be.
     """
-    return WebDavCloud(settings, parse_remote_place(settings, place, options=(_UPLOAD, _CA_FILE)))
+    return WebDavCloud(settings, parse_webdav_place(settings, place))
+
+
+def parse_webdav_place(settings: CloudSettings, url: str) -> RemotePlace:
+    """Return what `url` and `settings` say.  Raises: UsageError for what cannot be."""
+    return parse_remote_place(settings, url, options=(_UPLOAD, CA_FILE))
 
 
 def _upload(settings: CloudSettings, place: RemotePlace) -> str:
@@ -355,44 +357,3 @@ def _upload(settings: CloudSettings, place: RemotePlace) -> str:
             f"cloud {settings.name}: secret {missing!r} is missing; give both --secret user=… and password=…"
         )
     return upload
-
-
-def _headers(place: RemotePlace) -> dict[str, str]:
-    from urllib3.util import make_headers
-
-    headers = {"Accept-Encoding": "identity", "User-Agent": "cuckoo-mount"}
-    if place.user is not None:
-        # urllib3 would write Latin-1, which has not every sign a password may have.
-        secret = f"{place.user}:{place.password}".encode().decode("latin-1")
-        headers.update(make_headers(basic_auth=secret))
-    return headers
-
-
-def _make_manager(settings: CloudSettings, place: RemotePlace, base: str) -> PoolManager:
-    from urllib.request import getproxies, proxy_bypass
-
-    from urllib3 import PoolManager, ProxyManager, Timeout
-
-    try:
-        context = ssl.create_default_context(cafile=place.options.get(_CA_FILE))
-    except OSError as error:  # an SSLError is one, too
-        file = place.options.get(_CA_FILE)
-        raise UsageError(f"cloud {settings.name}: {_CA_FILE} {file!r} cannot be read: {error.strerror}") from error
-    scheme = base.partition(":")[0]
-    proxy = None if proxy_bypass(place.host) else getproxies().get(scheme)
-    timeout = Timeout(connect=min(settings.timeout_s, CONNECT_TIMEOUT_S), read=settings.timeout_s)
-    make = PoolManager if proxy is None else partial(ProxyManager, proxy)
-    return make(maxsize=CONNECTIONS_MAX, timeout=timeout, ssl_context=context)
-
-
-def _twice_if_closed(request: Callable[[], BaseHTTPResponse]) -> BaseHTTPResponse:
-    """Return what `request` returns; it is made once more if its connection had been closed before an answer came."""
-    from urllib3.exceptions import IncompleteRead, ProtocolError
-
-    try:
-        return request()
-    except ProtocolError as error:
-        cause = error.args[-1] if error.args else None
-        if isinstance(cause, IncompleteRead) or not isinstance(cause, ConnectionError):
-            raise
-    return request()

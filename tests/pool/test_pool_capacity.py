@@ -130,7 +130,7 @@ def run(mount: PoolMount, sizes: Sizes, *, clouds: int, parts: float, files: int
         del written[gone]
         (mount.path / gone).unlink()
         if again == "again":
-            print(mount.cuckoo("gc").stdout)
+            print(mount.cuckoo("gc").stdout.decode())
             assert free_bytes(mount) >= 0.9 * sizes.file * MB
         size_bytes = int(0.85 * sizes.file * MB)
         assert write_file(mount.path / again, size_bytes)

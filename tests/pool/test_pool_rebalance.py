@@ -122,4 +122,6 @@ def test_stopped_by_whoever_asked(tmp_path: Path, make_pool: MakePool) -> None:
     mount.cuckoo("gc", "--keep", "1")  # waits for its turn
     assert json.loads(mount.cuckoo("rebalance", "--dry-run", "--json").stdout)["packs"] > 0
     load.verify()
+    mount.umount()
+    mount.start()  # an upload that was cut in the middle is withdrawn after a minute, or at the next mount
     assert_nothing_is_missing(mount)
