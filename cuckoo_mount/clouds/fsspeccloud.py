@@ -232,7 +232,7 @@ class FsspecCloud:
             if parent != below:  # some list the folder itself along
                 continue
             size = None if item["type"] == _DIRECTORY else int(cast(int, item["size"] or 0))
-            changed = item.get("mtime")
+            changed = item.get("mtime", item.get("modified"))
             entries.append(walking.Entry(last, size, changed.timestamp() if isinstance(changed, datetime) else 0.0))
         return entries
 

@@ -16,6 +16,7 @@ from types import MethodType, SimpleNamespace
 from typing import Final, Protocol, cast
 
 from cuckoo_mount.clouds.fsspectypes import Arguments, Entry, FileSystem, FsspecPlace
+from cuckoo_mount.clouds.walking import temporary_name
 
 _CONFLICT: Final = 409
 _CLOSE_TIMEOUT_S: Final = 5.0
@@ -52,6 +53,7 @@ class _WebDavClient(Protocol):
 
     def request(self, method: str, path: str, *, headers: Mapping[str, str]) -> _Content: ...
     def upload_fileobj(self, file: io.BytesIO, path: str, *, overwrite: bool, size: int) -> None: ...
+    def move(self, old: str, new: str, overwrite: bool) -> None: ...
 
 
 class _WebDav(FileSystem, Protocol):
@@ -72,13 +74,16 @@ def webdav_place(place: FsspecPlace) -> tuple[Arguments, str]:
 
 
 def webdav_write(filesystem: FileSystem, path: str, content: bytes) -> None:
-    """One PUT.  Its own pipe_file looks for the folder before, and makes all of them, the root too."""
-    client = cast(_WebDav, filesystem).client
+    """PUT under a temporary name, then MOVE: whole or absent, on servers that write in place, too.
+
+    Its own pipe_file looks for the folder before, and makes all of them, the root too.
+    """
+    client, temporary = cast(_WebDav, filesystem).client, temporary_name(path)
     try:
-        client.upload_fileobj(io.BytesIO(content), path, overwrite=True, size=len(content))
+        client.upload_fileobj(io.BytesIO(content), temporary, overwrite=True, size=len(content))
+        client.move(temporary, path, overwrite=True)
     except Exception as error:
-        missing = type(error).__name__ == "ResourceNotFound" or getattr(error, "status_code", 0) == _CONFLICT
-        if missing:
+        if type(error).__name__ == "ResourceNotFound" or getattr(error, "status_code", 0) == _CONFLICT:
             raise FileNotFoundError(errno.ENOENT, "no such folder", path) from error
         raise
 

@@ -108,7 +108,6 @@ KINDS: Final = (
         renamed={"user": "", "password": ""},
         known=frozenset({"verify", "cert", "http2"}),
         reconnects=True,
-        atomic_put=False,
         prepare=webdav_closes_itself,
         write=webdav_write,
         read=webdav_read,

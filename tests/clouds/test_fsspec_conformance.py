@@ -143,6 +143,9 @@ class TestOpenDal(TestWebDav):
         wrong = (("password", WRONG_SECRET), ("username", server.user))
         return [opener(evolve(settings, secrets=wrong))]
 
+    def test_a_cut_put_leaves_nothing_or_the_whole(self, network: Wire, far_cloud: Cloud) -> None:
+        pytest.skip("OpenDAL puts in place, and this server may still be at what was cut when the next put is over")
+
 
 class OnCloudServer(OverHttp):
     """What the servers of testing/cloudservers.py have in common."""
