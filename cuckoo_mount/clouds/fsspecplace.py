@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.clouds.fsspeckinds import REFUSED, kind_of
 from cuckoo_mount.clouds.fsspectypes import Arguments, FileSystem, FsspecKind, FsspecPlace
+from cuckoo_mount.clouds.translate import describe
 from cuckoo_mount.errors import UsageError
 
 FAMILY: Final = "fsspec+"
@@ -74,6 +75,11 @@ class Maker:
         if self.kind.required and not any(name in self._arguments for name in self.kind.required):
             names = " or ".join(f"--secret {name}=…" for name in self.kind.required)
             raise UsageError(f"cloud {settings.name}: {self.kind.title} needs a login; give {names} (docs/clouds.md)")
+        if self.kind.library:  # makers of ours send nothing, and their libraries know what is missing
+            try:
+                self.make()
+            except Exception as error:
+                raise UsageError(f"cloud {settings.name}: {describe(error, settings)}") from error
 
     def make(self) -> FileSystem:
         """Return a new file system.  May contact its server.  Raises: anything."""
