@@ -28,6 +28,7 @@ _DOTTED: Final = re.compile(r"_?[A-Z]\w*[a-z]\w*(?:\.\w+)*|[a-z]\w*_\w+")
 # Code-like words of others: libraries, servers, the shell, SQL.
 FOREIGN: Final = frozenset(
     {"HostName", "IdentityFile", "ProxyJump", "https_proxy", "no_proxy", "ExecStart"}
+    | {"Files.ReadWrite.All", "offline_access"}
     | {"integrity_check", "pg_amcheck", "pg_checksums", "test_sqlite3"}
 )
 

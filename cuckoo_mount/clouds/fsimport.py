@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 _NAME: Final = "pkg_resources"
+_FSSPEC: Final = "fsspec+"
 _lock: Final = threading.Lock()
 _users = 0
 
@@ -118,6 +119,7 @@ with stand_in(), warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*pkg_resources", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*pkg_resources", category=UserWarning)
     import fs.opener
+    import fs.opener.base
     from fs import errors
     from fs.base import FS
     from fs.opener.errors import OpenerError
@@ -131,9 +133,24 @@ def open_fs(url: str, *, writeable: bool = True) -> FS:
     Blocks: drivers may contact their server.  Raises: whatever the driver raises (map it with translate.py);
     fs.opener.errors.UnsupportedProtocol for an unknown scheme.
     """
+    scheme = url.partition("://")[0]
+    if scheme.startswith(_FSSPEC) and scheme not in fs.opener.registry.protocols:
+        fs.opener.registry.install(_FsspecOpener(scheme))
     with stand_in():
         opened: FS = fs.opener.open_fs(url, writeable=writeable, create=False)
     return opened
+
+
+class _FsspecOpener(fs.opener.base.Opener):
+    """Lets PyFilesystem open a scheme of fsspecfs.py, of which there are more than can be listed."""
+
+    def __init__(self, scheme: str) -> None:
+        self.protocols = [scheme]
+
+    def open_fs(self, fs_url: str, parse_result: object, writeable: bool, create: bool, cwd: str) -> FS:
+        from cuckoo_mount.clouds.fsspecfs import open_fsspec_fs
+
+        return open_fsspec_fs(fs_url)
 
 
 def open_folder(path: str) -> FS:

@@ -27,6 +27,7 @@ OPEN_CLOUDS_MAX: Final = 16
 TESTING_VARIABLE: Final = "CUCKOO_TESTING"
 _FAULTY: Final = "faulty"
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9.-]*")
+_FAMILY_MEMBER: Final = re.compile(r"[a-z][a-z0-9_.-]*(?:\+[a-z][a-z0-9_.-]*)*")
 
 # Options that mean something to us, whatever the driver; a dot in their name keeps them apart from its own.
 EXPECTED_DRIVE: Final = "expect.drive"
@@ -43,7 +44,8 @@ class Driver:
     """How the clouds of some schemes are opened.
 
     `opener`: "module:function", called with the settings and the place (for a `folder` its absolute path, else the
-    URL).  `folder`: the rest of the URL is a path on this machine, taken literally but for `%41`.
+    URL).  `folder`: the rest of the URL is a path on this machine, taken literally but for `%41`.  `family`: what
+    begins so, and goes on, is one of its schemes, too.
     `login`: "module:function" that begins a login (see logins.py), and `login_secrets`: the secrets that one gives.
     """
 
@@ -52,6 +54,7 @@ class Driver:
     folder: bool = False
     login: str = ""
     login_secrets: tuple[str, ...] = ()
+    family: str = ""
 
 
 GENERIC: Final = Driver(schemes=(), opener="cuckoo_mount.clouds.pyfilesystem:open_pyfilesystem_cloud")
@@ -67,6 +70,7 @@ DRIVERS: Final = (
         login="cuckoo_mount.clouds.dropboxlogin:begin_dropbox_login",
         login_secrets=("refresh_token", "access_token"),
     ),
+    Driver(schemes=(), family="fsspec+", opener="cuckoo_mount.clouds.fsspeccloud:open_fsspec_cloud"),
 )
 REFUSED: Final[dict[str, str]] = {
     "zip": "an archive has to be rewritten as a whole for every change; use a folder",
@@ -122,7 +126,7 @@ def _driver(scheme: str) -> Driver:
     if scheme in REFUSED:
         raise UsageError(f"{scheme}:// cannot be a cloud: {REFUSED[scheme]}")
     for driver in DRIVERS:
-        if scheme in driver.schemes:
+        if scheme in driver.schemes or (driver.family and _is_of_family(scheme, driver.family)):
             return driver
     known = known_schemes()
     if scheme in known:
@@ -133,12 +137,22 @@ def _driver(scheme: str) -> Driver:
     raise UsageError(f"{wrong}; {hint}: a path, {', '.join(f'{name}://' for name in known)}")
 
 
+def _is_of_family(scheme: str, family: str) -> bool:
+    return scheme.startswith(family) and _FAMILY_MEMBER.fullmatch(scheme, len(family)) is not None
+
+
 def known_schemes() -> list[str]:
-    """Return every scheme a cloud can have with what is installed, sorted.  Imports PyFilesystem."""
+    """Return every scheme a cloud can have with what is installed, sorted.  Imports PyFilesystem.
+
+    Of a family, one name stands for all: `fsspec+PROTOCOL`.
+    """
     from cuckoo_mount.clouds import fsimport
 
     own = {scheme for driver in DRIVERS for scheme in driver.schemes}
-    return sorted((own | set(fsimport.known_schemes())) - REFUSED.keys())
+    own |= {f"{driver.family}PROTOCOL" for driver in DRIVERS if driver.family}
+    # Of a family, PyFilesystem may have been told single ones.
+    others = {scheme for scheme in fsimport.known_schemes() if "+" not in scheme}
+    return sorted((own | others) - REFUSED.keys())
 
 
 class _Slot:

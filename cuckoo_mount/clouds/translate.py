@@ -38,7 +38,7 @@ _SECRET_MIN_CHARACTERS: Final = 3
 RETRY_AFTER_MAX_S: Final = 3600.0
 """Whoever wants to be left alone for longer is asked once an hour all the same."""
 _RETRY_AFTER_DIGITS: Final = 9
-SECRET_QUERY: Final = re.compile(r"secret|token|passw|\Akey\Z", re.IGNORECASE)
+SECRET_QUERY: Final = re.compile(r"secret|token|passw|\Akey\Z|account_key|connection_string", re.IGNORECASE)
 """Names in the query of a URL whose values are secret."""
 
 # By class name: importing the libraries here to name their classes would cost every worker their memory.
