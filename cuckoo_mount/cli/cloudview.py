@@ -73,3 +73,5 @@ def show_trial(trial: Record) -> None:
     if isinstance(capabilities, dict):
         able = [name.replace("_", " ") for name, value in capabilities.items() if value is True]
         click.echo(f"can: {', '.join(able) or 'the least that is needed'}")
+    if deleted := trial.get("deleted"):
+        click.echo(f"deleted objects: {deleted}")

@@ -62,11 +62,12 @@ async def _cloud_test(drive: Drive, arguments: Arguments) -> Result:
     try:
         trial = await drive.roster.test(name)
     except CloudError as error:
-        return {"name": name, "steps": [], "capabilities": None, "error": str(error)}
+        return {"name": name, "steps": [], "capabilities": None, "deleted": None, "error": str(error)}
     return {
         "name": name,
         "steps": [asdict(step) for step in trial.steps],
         "capabilities": asdict(trial.capabilities) if trial.capabilities is not None else None,
+        "deleted": trial.deleted or None,
         "error": trial.error or None,
     }
 

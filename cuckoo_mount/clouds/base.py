@@ -40,6 +40,7 @@ class Capabilities:
     `native_range`: `get_range` transfers only the range asked for.
     `reports_space`: `space` answers.
     `durable_put`: when put returned, a power cut of the storage itself does not lose the object.
+    `tells_of_deleted`: it is a `TellsOfDeleted`.
     `delete_batch`: how many objects `delete_many` takes at a time; 1: it is no `DeletesMany`.
     """
 
@@ -48,6 +49,7 @@ class Capabilities:
     native_range: bool = True
     reports_space: bool = False
     durable_put: bool = True
+    tells_of_deleted: bool = False
     delete_batch: int = 1
 
 
@@ -119,3 +121,10 @@ class DeletesMany(Cloud, Protocol):
 
         Raises: as `delete`; some may be gone then.
         """
+
+
+class TellsOfDeleted(Cloud, Protocol):
+    """A cloud that knows what becomes of deleted objects there."""
+
+    def of_deleted(self) -> str:
+        """Return that in words, for people: kept where, for how long, and what ends it.  Raises: CloudError."""

@@ -80,7 +80,13 @@ class DropboxCloud:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(max_object_bytes=MAX_OBJECT_BYTES, reports_space=True, delete_batch=DELETE_BATCH)
+        return Capabilities(
+            max_object_bytes=MAX_OBJECT_BYTES, reports_space=True, delete_batch=DELETE_BATCH, tells_of_deleted=True
+        )
+
+    def of_deleted(self) -> str:
+        """As Dropbox documents it; nothing is asked."""
+        return "Dropbox keeps them for 30 days or longer, as the plan says; its site can delete them for good"
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         path = self._path(name)

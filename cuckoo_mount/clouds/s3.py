@@ -51,6 +51,12 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/")
 _CONNECTION_CLOSED: Final = "ConnectionClosedError"
 # Which of several things is denied, they do not say; the second has no body.
 _DENIED: Final = frozenset({"AccessDenied", ""})
+_VERSIONING: Final = {
+    "": "gone for good, as far as the bucket tells",
+    "Enabled": "the bucket keeps them as old versions, which cost room and can be read by who has its keys; switch "
+    "versioning off, or have a rule of the bucket remove old versions",
+    "Suspended": "gone for good, but for what was deleted before versioning was suspended",
+}
 _session_lock: Final = threading.Lock()
 
 T = TypeVar("T")
@@ -76,6 +82,7 @@ class _Answer(TypedDict, total=False):
     Contents: list[_Listed]
     IsTruncated: bool
     NextContinuationToken: str
+    Status: str
 
 
 class _Client(Protocol):
@@ -87,6 +94,7 @@ class _Client(Protocol):
     def delete_object(self, **arguments: object) -> _Answer: ...
     def list_objects_v2(self, **arguments: object) -> _Answer: ...
     def head_bucket(self, **arguments: object) -> _Answer: ...
+    def get_bucket_versioning(self, **arguments: object) -> _Answer: ...
     def close(self) -> None: ...
 
 
@@ -123,7 +131,7 @@ class S3Cloud:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(max_object_bytes=MAX_OBJECT_BYTES)
+        return Capabilities(max_object_bytes=MAX_OBJECT_BYTES, tells_of_deleted=True)
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         key = self._key(name)
@@ -196,6 +204,15 @@ class S3Cloud:
 
     def space(self) -> Space | None:
         return None
+
+    def of_deleted(self) -> str:
+        """Ask whether the bucket keeps versions; rules that remove old ones are not asked for."""
+        request = partial(self._client.get_bucket_versioning, Bucket=self._place.bucket)
+        try:
+            status = self._call("", request, reads=False).get("Status", "")
+        except CloudRefused:
+            return "whether the bucket keeps them is not told to this key (s3:GetBucketVersioning)"
+        return _VERSIONING.get(status, _VERSIONING[""])
 
     def close(self) -> None:
         self._client.close()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import cast
 
 from attrs import frozen
 
 from cuckoo_mount.clouds import jobs
-from cuckoo_mount.clouds.base import Capabilities, Cloud, CloudSettings
+from cuckoo_mount.clouds.base import Capabilities, Cloud, CloudSettings, TellsOfDeleted
 from cuckoo_mount.clouds.registry import forget_cloud, open_cloud
 from cuckoo_mount.errors import CloudCorrupt, CuckooError, FormatError
 from cuckoo_mount.format import pack_share_name
@@ -30,11 +31,15 @@ class TrialStep:
 
 @frozen(slots=True)
 class Trial:
-    """What `try_cloud` found: the steps that worked, in order, and why the next one did not (empty: all worked)."""
+    """What `try_cloud` found: the steps that worked, in order, and why the next one did not (empty: all worked).
+
+    `deleted`: what becomes of deleted objects there, in words, where the cloud tells.
+    """
 
     steps: tuple[TrialStep, ...]
     capabilities: Capabilities | None
     error: str
+    deleted: str = ""
 
 
 def withdraw_pack(settings: CloudSettings, drive_id: bytes, pack_id: bytes, shares: int) -> int:
@@ -93,7 +98,7 @@ def try_cloud(settings: CloudSettings, name: str, size_bytes: int) -> Trial:
         forget_cloud(settings)
         cloud = open_cloud(settings)
 
-    error = ""
+    error = deleted = ""
     try:
         run("connect", connect)
         assert cloud is not None, "connect raises or opens"
@@ -103,6 +108,8 @@ def try_cloud(settings: CloudSettings, name: str, size_bytes: int) -> Trial:
         run("read a part", lambda: read_back(opened.get_range(name, half, size_bytes - half), data[half:]))
         run("delete", lambda: opened.delete(name))
         run("ask for room", opened.space)
+        if opened.capabilities.tells_of_deleted:
+            deleted = cast(TellsOfDeleted, opened).of_deleted()
     except CuckooError as caught:
         error = str(caught)
-    return Trial(tuple(steps), None if cloud is None else cloud.capabilities, error)
+    return Trial(tuple(steps), None if cloud is None else cloud.capabilities, error, deleted)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -31,6 +32,7 @@ from cuckoo_mount.errors import (
     CloudTimeout,
     CloudUnavailable,
 )
+from cuckoo_mount.multi.jobs import try_cloud
 from cuckoo_mount.testing.httpproxy import Fault, HttpProxy, http_proxy
 from cuckoo_mount.testing.serverprocess import free_ports
 from cuckoo_mount.testing.servers import S3Server, s3_server
@@ -295,3 +297,16 @@ def test_a_server_that_is_none_of_s3(plain_web_server: str) -> None:
                 call()
             assert not isinstance(caught.value, CloudMissing)
             assert "\n" not in str(caught.value)
+
+
+def test_it_tells_whether_the_bucket_keeps_versions(tmp_path: Path) -> None:
+    with s3_server("moto", tmp_path) as server:
+        settings = server.settings()
+        assert "for good" in try_cloud(settings, "packs/00/first.0", 100).deleted
+        cloud = open_s3_cloud(settings, settings.url)
+        administrator: Any = cloud._client
+        for status, words in (("Enabled", "old versions"), ("Suspended", "suspended")):
+            administrator.put_bucket_versioning(Bucket=server.bucket, VersioningConfiguration={"Status": status})
+            assert words in try_cloud(settings, f"packs/00/{status.lower()}.0", 100).deleted
+        versions = administrator.list_object_versions(Bucket=server.bucket).get("Versions", [])
+        assert "packs/00/enabled.0" in [version["Key"] for version in versions], "it says what is so"
