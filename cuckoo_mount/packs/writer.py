@@ -291,7 +291,8 @@ class PackWriter:
     async def check_invariants(self) -> list[str]:
         """Return one line per violated invariant of packs under way and of the clouds; empty when all hold.
 
-        Of the same moment of the metadata, the staging folder and the room on the clouds (I-9, I-17, I-34, I-35).
+        Of the same moment of the metadata, the staging folder (which `recover` makes) and the room on the clouds (I-9,
+        I-17, I-34, I-35).
         """
         intents, usage = set(await self._metadata.pack_intents()), await self._metadata.cloud_usage()
         problems = []
@@ -301,7 +302,7 @@ class PackWriter:
         known = self._files | self._lost_files
         problems += [
             f"I-17: {name} in the staging folder is no pack's that is under way"
-            for name in sorted(os.listdir(self.staging_dir))
+            for name in (sorted(os.listdir(self.staging_dir)) if self.staging_dir.exists() else ())
             if PACK_SUFFIX in name and bytes.fromhex(name.partition(PACK_SUFFIX)[0]) not in known
         ]
         return problems + self._multifs.check_invariants(usage, intents)

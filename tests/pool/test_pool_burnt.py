@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
 SEED_VARIABLE: Final = "CUCKOO_BURNT_SEED"
 GENERATIONS: Final = 2
+GENERATIONS_MAX: Final = 6
 DRIVES_LONG: Final = 26
 GENERATIONS_LONG: Final = 26
 
@@ -78,20 +79,25 @@ def burn_drives(fires: Fires, count: int) -> None:
     judge(fires.tally, count)
 
 
-def burn_generations(fires: Fires, count: int) -> None:
-    """One drive; each laptop goes on where the one before was recovered to."""
+def burn_generations(fires: Fires, count: int, *, at_most: int = 0) -> None:
+    """One drive; each laptop goes on where the one before was recovered to.
+
+    `at_most`: as few may have been lucky, more of them until one burnt in the middle of sending.
+    """
     fire = fires.light()
-    for number in range(count):
+    for number in range(max(count, at_most)):
+        if number >= count and fires.tally.half_sent + fires.tally.cutting > 0:
+            break
         fire.work_and_burn(FAULTS[number % len(FAULTS)])
     fire.end()
     shutil.rmtree(fire.folder)
-    judge(fires.tally, count)
+    judge(fires.tally, fires.tally.moments if at_most else count)
 
 
 def judge(tally: Tally, moments: int) -> None:
     """Without these nothing was shown."""
     print(tally)
-    assert tally.moments == moments
+    assert tally.moments == moments > 0
     assert tally.not_durable > 0, "no epoch was at risk"
     assert tally.half_sent + tally.cutting > 0, "no kill came in the middle of sending"
     assert tally.with_loss > 0, "nothing was ever lost, so nothing was under way"
@@ -104,7 +110,7 @@ def judge(tally: Tally, moments: int) -> None:
 
 
 def test_a_burnt_laptop_comes_back_as_of_one_moment(fires: Fires) -> None:
-    burn_generations(fires, GENERATIONS)
+    burn_generations(fires, GENERATIONS, at_most=GENERATIONS_MAX)
 
 
 @pytest.mark.long
