@@ -12,23 +12,19 @@ from __future__ import annotations
 import getpass
 import itertools
 import json
-import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final
 
 from cuckoo_mount.clouds.base import CloudSettings
 from cuckoo_mount.testing.serverkinds import Launch
-from cuckoo_mount.testing.serverprocess import START_TIMEOUT_S, ServerProcess, end_process, find_program
+from cuckoo_mount.testing.serverprocess import HOST, START_TIMEOUT_S, ListeningServer, find_program
 
-_HOST: Final = "127.0.0.1"
 _BUCKET: Final = "cuckoo-test"
 _ACCOUNT: Final = "devstoreaccount1"
 # Published: every Azurite has this one.
@@ -36,7 +32,7 @@ _ACCOUNT_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz
 _SHARE: Final = "share"
 
 
-class CloudServer(ServerProcess):
+class CloudServer(ListeningServer):
     """A running server.  `password`: of who may log in; for Azure the account's key."""
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -50,16 +46,6 @@ class CloudServer(ServerProcess):
         self._numbers = itertools.count(1)
         self.data.mkdir(parents=True, exist_ok=True)
         self._start_on_free_ports(1)
-
-    @property
-    def data(self) -> Path:
-        """The folder that samba serves."""
-        return self.folder / "data"
-
-    @property
-    def endpoint_url(self) -> str:
-        """Where it listens, if it speaks HTTP; the same after a restart."""
-        return f"http://{_HOST}:{self.port}"
 
     def fresh_root(self) -> str:
         """Return a bucket, container or folder that is empty: a storage of its own for a test."""
@@ -81,30 +67,7 @@ class CloudServer(ServerProcess):
     def start(self) -> None:
         """Start it on its port, and wait until it listens.  Raises: RuntimeError."""
         launch = _KINDS[self.kind].launch(self)
-        self._spawn(launch.command, launch.environment)
-        try:
-            self._wait_until_it_answers()
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """End it and wait for that; may be called twice.  Its data stay, if it keeps them."""
-        process = self._take_process()
-        if process is None:
-            return
-        children = _children(process.pid)
-        end_process(process, signal.SIGTERM)
-        for child in children:  # samba has a process for each connection
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-
-    def _answers(self) -> bool:
-        try:
-            with closing(socket.create_connection((_HOST, self.port), timeout=START_TIMEOUT_S)):
-                return True
-        except OSError:
-            return False
+        self._start_with(launch.command, launch.environment)
 
 
 class _Kind:
@@ -125,7 +88,7 @@ class _Kind:
 
 class _Azurite(_Kind):
     def launch(self, server: CloudServer) -> Launch:
-        listen = ("--blobHost", _HOST, "--blobPort", str(server.port), "--location", str(server.folder))
+        listen = ("--blobHost", HOST, "--blobPort", str(server.port), "--location", str(server.folder))
         return Launch(command=("azurite-blob", *listen, "--silent", "--skipApiVersionCheck", "--disableTelemetry"))
 
     def place(self, server: CloudServer, root: str, endpoint: str, password: str) -> tuple[str, dict[str, str]]:
@@ -149,7 +112,7 @@ class _Azurite(_Kind):
 
 class _Gcs(_Kind):
     def launch(self, server: CloudServer) -> Launch:
-        listen = ("start", "--host", _HOST, "--port", str(server.port), "--in-memory")
+        listen = ("start", "--host", HOST, "--port", str(server.port), "--in-memory")
         return Launch(command=("gcp-storage-emulator", *listen))
 
     def place(self, server: CloudServer, root: str, endpoint: str, password: str) -> tuple[str, dict[str, str]]:
@@ -165,7 +128,7 @@ class _Gcs(_Kind):
         self._ask(server, "DELETE", f"/storage/v1/b/{root}")
 
     def _ask(self, server: CloudServer, method: str, target: str, body: str = "") -> bytes:
-        with closing(HTTPConnection(_HOST, server.port, timeout=START_TIMEOUT_S)) as connection:
+        with closing(HTTPConnection(HOST, server.port, timeout=START_TIMEOUT_S)) as connection:
             connection.request(method, target, body or None, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             said = answer.read()
@@ -204,7 +167,7 @@ class _Samba(_Kind):
 
     def place(self, server: CloudServer, root: str, endpoint: str, password: str) -> tuple[str, dict[str, str]]:
         secret = {"user": server.user, "password": password}
-        return f"fsspec+smb://{_HOST}:{server.port}/{_SHARE}/{root}", secret
+        return f"fsspec+smb://{HOST}:{server.port}/{_SHARE}/{root}", secret
 
     def make(self, server: CloudServer, root: str) -> None:
         (server.data / root).mkdir()
@@ -224,12 +187,3 @@ def cloud_server(kind: str, folder: Path) -> Iterator[CloudServer]:
         yield server
     finally:
         server.stop()
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += [int(word) for word in file.read().split()]
-    return found

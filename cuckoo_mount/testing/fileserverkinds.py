@@ -17,8 +17,8 @@ from typing import Final
 from attrs import evolve, field, frozen
 
 from cuckoo_mount.testing.serverkinds import Launch
+from cuckoo_mount.testing.serverprocess import HOST
 
-HOST: Final = "127.0.0.1"
 _TLS_KEY, _TLS_CERTIFICATE = "tls_key.pem", "tls_certificate.pem"
 _HOST_KEY, _USER_KEY = "host_key", "user_key"
 

@@ -16,20 +16,20 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode
 
 from cuckoo_mount.clouds.base import CloudSettings
-from cuckoo_mount.testing.fileserverkinds import HOST, KINDS, FileKind, Start
-from cuckoo_mount.testing.serverprocess import START_TIMEOUT_S, ServerProcess, end_process, find_program
+from cuckoo_mount.testing.fileserverkinds import KINDS, FileKind, Start
+from cuckoo_mount.testing.serverprocess import HOST, POLL_S, ListeningServer, descendants, find_program, is_stopped
 
 
-class FileServer(ServerProcess):
+class FileServer(ListeningServer):
     """A running server.  `user` may log in with `password`, or as the kind has it, and do everything in `data`."""
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -44,16 +44,6 @@ class FileServer(ServerProcess):
         self._numbers = itertools.count(1)
         self.data.mkdir(parents=True, exist_ok=True)
         self._start_on_free_ports(2)
-
-    @property
-    def data(self) -> Path:
-        """The folder that is served."""
-        return self.folder / "data"
-
-    @property
-    def endpoint_url(self) -> str:
-        """Where a server of HTTP listens: `http://127.0.0.1:<port>`; the same after a restart."""
-        return f"http://{HOST}:{self.port}"
 
     def fresh_folder(self) -> str:
         """Return the name of a new folder in `data`: a storage of its own for a test."""
@@ -93,31 +83,16 @@ class FileServer(ServerProcess):
         )
         for command in launch.before:
             subprocess.run([find_program(command[0]), *command[1:]], check=True, capture_output=True)
-        self._spawn(launch.command, launch.environment)
-        try:
-            self._wait_until_it_answers()
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """End it and what it has started, and wait for that; may be called twice.  Its data stay."""
-        process = self._take_process()
-        if process is None:
-            return
-        children = _descendants(process.pid)
-        process.send_signal(signal.SIGCONT)
-        end_process(process, signal.SIGTERM)
-        for child in children:  # OpenSSH has a process for each connection, which outlives it
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+        self._start_with(launch.command, launch.environment)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Let it answer nothing meanwhile, while the kernel still accepts connections for it."""
-        processes = [self.pid, *_descendants(self.pid)]
+        processes = [self.pid, *descendants(self.pid)]
         for process in processes:
             os.kill(process, signal.SIGSTOP)
+        while not all(map(is_stopped, processes)):  # a thread that runs just now may still answer
+            time.sleep(POLL_S)
         try:
             yield
         finally:
@@ -134,13 +109,6 @@ class FileServer(ServerProcess):
         """Make it forget what folders on the disk were like: they were changed behind its back."""
         self._row.notice(self._ports[1])
 
-    def _answers(self) -> bool:
-        try:
-            with closing(socket.create_connection((HOST, self.port), timeout=START_TIMEOUT_S)):
-                return True
-        except OSError:
-            return False
-
     def __repr__(self) -> str:
         return f"FileServer({self.kind!r}, port {self.port})"
 
@@ -153,18 +121,3 @@ def file_server(kind: str, folder: Path) -> Iterator[FileServer]:
         yield server
     finally:
         server.stop()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Return the processes that `pid` has started and they have, as far as they have not left it."""
-    found: list[int] = []
-    pending = [pid]
-    while pending:
-        parent = pending.pop()
-        with suppress(OSError):
-            for task in os.listdir(f"/proc/{parent}/task"):
-                with open(f"/proc/{parent}/task/{task}/children") as file:
-                    children = [int(word) for word in file.read().split()]
-                found += children
-                pending += children
-    return found

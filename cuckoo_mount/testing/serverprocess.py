@@ -1,6 +1,6 @@
 """A foreign server on loopback as a child process, for tests: found, started on free ports, waited for, ended.
 
-Used by servers.py and fileservers.py, which know what each kind is asked.  Any thread; blocks.
+Used by servers.py, fileservers.py and cloudservers.py, which know what each kind is asked.  Any thread; blocks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import atexit
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from signal import Signals
 from typing import Final
 
+HOST: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 2.0
 """A server that was asked to end and has not by then is killed."""
@@ -28,7 +29,7 @@ STOP_TIMEOUT_S: Final = 2.0
 _PORTS: Final = range(20000, 32000)
 _START_ATTEMPTS: Final = 3
 _LOG_TAIL_CHARACTERS: Final = 2000
-_POLL_S: Final = 0.02
+POLL_S: Final = 0.02
 
 
 def find_program(name: str) -> str:
@@ -50,7 +51,7 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
         with closing(socket.socket()) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind((HOST, port))
             found.append(port)
     raise OSError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop}")
 
@@ -130,7 +131,7 @@ class ServerProcess(ABC):
                 raise RuntimeError(f"{self.kind} ended while it was started: {self._log_tail()}")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.kind} did not answer in {START_TIMEOUT_S:g} s: {self._log_tail()}")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     @property
     def _log(self) -> Path:
@@ -140,7 +141,73 @@ class ServerProcess(ABC):
         return self._log.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
 
 
-def end_process(process: subprocess.Popen[bytes], number: Signals) -> None:
+class ListeningServer(ServerProcess):
+    """A server that is ready when it listens, with its data in a folder; it may have a process for each connection."""
+
+    @property
+    def data(self) -> Path:
+        """The folder that is served."""
+        return self.folder / "data"
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where a server of HTTP listens: `http://127.0.0.1:<port>`; the same after a restart."""
+        return f"http://{HOST}:{self.port}"
+
+    def stop(self) -> None:
+        """End it and what it has started, and wait for that; may be called twice.  Its data stay, if it keeps any."""
+        process = self._take_process()
+        if process is None:
+            return
+        children = descendants(process.pid)
+        process.send_signal(signal.SIGCONT)
+        end_process(process, signal.SIGTERM)
+        for child in children:  # those of connections outlive the server
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    def _start_with(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start it by a command, and wait until it listens.  Raises: RuntimeError."""
+        self._spawn(command, environment)
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _answers(self) -> bool:
+        try:
+            with closing(socket.create_connection((HOST, self.port), timeout=START_TIMEOUT_S)):
+                return True
+        except OSError:
+            return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that `pid` has started and they have, as far as they have not left it."""
+    found: list[int] = []
+    pending = [pid]
+    while pending:
+        parent = pending.pop()
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as file:
+                    children = [int(word) for word in file.read().split()]
+                found += children
+                pending += children
+    return found
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether no thread of a process runs, after SIGSTOP, which returns before that is so, or as it ended."""
+    with suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+        return all(state in "TtZX" for state in states)
+    return not Path(f"/proc/{pid}").exists()
+
+
+def end_process(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Ask a process to end by a signal, and wait for that; kill it if it takes too long."""
     process.send_signal(number)
     try:
