@@ -262,7 +262,7 @@ class SftpCloud:
                 if isinstance(error, FileNotFoundError):
                     self._check_root(error)
                 raise
-            self._drop(sftp, error)
+            self._drop(sftp, error, with_connection=attempts < _ATTEMPTS)
             if is_fresh or attempts == 1 or isinstance(error, (CloudError, TimeoutError)):
                 raise
             return self._try(name, action, attempts - 1)
@@ -330,11 +330,17 @@ class SftpCloud:
         with self._lock:
             self._stock.append(sftp)
 
-    def _drop(self, sftp: paramiko.SFTPClient, error: BaseException) -> None:
-        """Give up a channel that may be in any state; the whole connection if nothing comes through it any more."""
-        with suppress(Exception):  # why it does not close changes nothing
-            sftp.close()
-        if not isinstance(error, TimeoutError):
+    def _drop(self, sftp: paramiko.SFTPClient, error: BaseException, *, with_connection: bool = False) -> None:
+        """Give up a channel that may be in any state, and those of the stock, which may be as it is.
+
+        The whole connection, too, if nothing comes through it any more, or `with_connection`.
+        """
+        with self._lock:
+            stock, self._stock = self._stock, []
+        for one in (sftp, *stock):
+            with suppress(Exception):  # why it does not close changes nothing
+                one.close()
+        if not isinstance(error, TimeoutError) and not with_connection:
             return
         # A network that went away is noticed by TCP after a quarter of an hour.
         with self._lock, suppress(Exception):
