@@ -114,8 +114,14 @@ def _git(folder: Path, *arguments: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
 
 
-def _sync_folders(folder: Path) -> None:
-    for place, _, _ in os.walk(folder):
+def sync_folders(folder: Path) -> None:
+    """Make the names in a folder and all below it durable.  Raises: OSError if any of them cannot be listed, too."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # By itself walk leaves out what it cannot list: as the mount goes, nothing would be synced and all promised.
+    for place, _, _ in os.walk(folder, onerror=fail):
         _sync(place, os.O_RDONLY | os.O_DIRECTORY)
 
 
@@ -157,7 +163,7 @@ def _commit_for_ever(folder: Path, journal: int) -> None:
         )
         _git(folder, "add", "--all")
         _git(folder, "commit", "--quiet", "--message", f"{number}")
-        _sync_folders(folder / ".git")
+        sync_folders(folder / ".git")
         os.write(journal, b"%d\n" % number)
 
 

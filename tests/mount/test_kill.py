@@ -57,8 +57,7 @@ def pool(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 
 def test_what_fsync_returned_for_survives_kills(pool: PoolMount) -> None:
-    # Without git, of which one commit was missing once and nobody knows why (docs/next.md); the long form has it.
-    kill_many(pool, KILLS, programs=("delete", "wal"))
+    kill_many(pool, KILLS, programs=("git", "wal"))
 
 
 @pytest.mark.long
@@ -161,6 +160,11 @@ def test_is_mixture() -> None:
     assert not is_mixture(old[:9999], [old, new])
     assert is_mixture(b"\0" * 4096 + new[4096:], [b"", new])
     assert is_mixture(new[:77], [b"", new])
+
+
+def test_git_promises_nothing_when_the_mount_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="gone"):
+        committing.sync_folders(tmp_path / "gone")
 
 
 def test_broken_promises_are_seen() -> None:
