@@ -98,6 +98,11 @@ def say_error(program: str, message: str) -> None:
         print(f"{program}: {message}", file=sys.stderr)
 
 
+def count_of(number: int, what: str, many: str = "") -> str:
+    """Return `1 pack`, `2 packs`; `many`: the word for several where an s does not make it."""
+    return f"1 {what}" if number == 1 else f"{number} {many or f'{what}s'}"
+
+
 def no_command(name: str, known: Iterable[str], later: Iterable[str], context: click.Context) -> click.UsageError:
     """Return the error for a command that is not there, with what may be meant."""
     if name in later:

@@ -11,7 +11,8 @@ import click
 
 from cuckoo_mount.cli import common, sending
 from cuckoo_mount.cli.operate import Result, run_on_drive
-from cuckoo_mount.cli.scrub import ScrubLine
+from cuckoo_mount.cli.progressline import ProgressLine
+from cuckoo_mount.cli.scrub import progress_line
 
 PROGRAM: Final = "cuckoo fsck"
 SHOWN: Final = 20
@@ -33,8 +34,10 @@ def command(repair: bool, dry_run: bool, yes: bool, drive: str, as_json: bool) -
     parts in /lost+found.
     """
     try:
-        with ScrubLine(quiet=as_json) as line:
-            result = run_on_drive(drive, "fsck", progress=line.update, repair=repair and not dry_run)
+        with ProgressLine(quiet=as_json) as line:
+            result = run_on_drive(
+                drive, "fsck", progress=lambda told: line.show(progress_line(told)), repair=repair and not dry_run
+            )
     except KeyboardInterrupt:
         common.say_error(PROGRAM, "interrupted; what was repaired so far stays")
         return common.INTERRUPTED

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,8 +13,10 @@ import click
 from attrs import asdict
 
 from cuckoo_mount.cli import common
+from cuckoo_mount.cli.common import count_of
 from cuckoo_mount.cli.mounts import mount_around
 from cuckoo_mount.cli.places import warn_of_secrets
+from cuckoo_mount.cli.progressline import ProgressLine
 from cuckoo_mount.config.paths import shown
 from cuckoo_mount.config.sizes import human_size
 from cuckoo_mount.errors import UsageError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PROGRAM: Final = "cuckoo import"
 SHOWN_MAX: Final = 20
 """Names that are listed; --json has more."""
-TOLD_EVERY_S: Final = 0.5
 _JOBS_MAX: Final = 64
 _PATH: Final = re.compile(r"(?<!:):(?=/(?!/))")
 """The colon of URL:/PATH; that of `://` and of a port stand before something else."""
@@ -81,8 +80,9 @@ def command(
     with closing(open_source(settings)) as source:
         if not dry_run:
             target.mkdir(parents=True, exist_ok=True)
-        with _Line(quiet=as_json) as line:
-            outcome = Importer(source, target, wishes, root=root, tell=line.tell).run()
+        with ProgressLine(quiet=as_json) as line:
+            importer = Importer(source, target, wishes, root=root, tell=lambda outcome: line.show(_copied(outcome)))
+            outcome = importer.run()
     if as_json:
         common.print_json({"target": str(target), "dry_run": dry_run, **asdict(outcome)})
     else:
@@ -98,72 +98,38 @@ def _parted(url: str) -> tuple[str, str]:
 
 def _settings(url: str, options: Sequence[str], specs: Sequence[str], drive: str) -> CloudSettings:
     """Return how the source is opened.  May ask on the terminal.  Raises: UsageError, ConfigurationError."""
-    from cuckoo_mount.clouds.base import CloudSettings
-    from cuckoo_mount.config.records import CloudConfig
-    from cuckoo_mount.config.secrets import PROMPT, parse_secret_spec, part_url, prompted, resolve_secrets
-    from cuckoo_mount.format import ID_BYTES
+    from cuckoo_mount.cli.given import given_secret, given_settings, secret_values
 
     if not url.isprintable():
         raise UsageError(f"{url!r} cannot be a URL")
     warn_of_secrets(url)
-    references = {}
-    for spec in specs:
-        key, reference = parse_secret_spec(spec)
-        if reference == PROMPT:
-            if not sys.stdin.isatty():
-                raise UsageError(f"there is no terminal to ask for secret {key!r} on; write {key}=file:PATH")
-            reference = prompted(getpass.getpass(f"{key}: "))
-        references[key] = reference
-    asked = CloudConfig(name="URL", url=url, cloud_id=bytes(ID_BYTES), secrets=tuple(sorted(references.items())))
-    pairs = []
-    for option in options:
-        key, separator, value = option.partition("=")
-        if not separator or not key or "." in key:
-            raise UsageError(f"--option is written K=V, not {option!r}")
-        pairs.append((key, value))
-    name = part_url(url)[0] if "://" in url else url  # what errors call it, without secrets
-    return CloudSettings(name=name, url=url, options=tuple(sorted(pairs)), secrets=resolve_secrets(drive, asked))
-
-
-class _Line:
-    """What was copied so far, on a terminal."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._shows = not quiet and sys.stderr.isatty()
-        self._told_at_s = time.monotonic()
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shows:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def tell(self, outcome: Outcome) -> None:
-        """Show it, now and then."""
-        if self._shows and time.monotonic() - self._told_at_s >= TOLD_EVERY_S:
-            self._told_at_s = time.monotonic()
-            print(f"\r\x1b[K{_copied(outcome)}", end="", file=sys.stderr, flush=True)
+    references = dict(given_secret(spec, shown(url)) for spec in specs)
+    settings = given_settings(url, options, secret_values(drive, "URL", url, references))
+    for key, _ in settings.options:
+        if "." in key:
+            raise UsageError(f"option {key!r} is for clouds of a drive; leave it out")
+    return settings
 
 
 def _copied(outcome: Outcome) -> str:
-    return f"{_count(outcome.files, 'file')}, {human_size(outcome.size_bytes)}"
+    return f"{count_of(outcome.files, 'file')}, {human_size(outcome.size_bytes)}"
 
 
 def _report(outcome: Outcome, *, dry_run: bool) -> None:
-    present = f"; {_count(outcome.present, 'file')} there already" if outcome.present else ""
+    present = f"; {count_of(outcome.present, 'file')} there already" if outcome.present else ""
     click.echo(
-        f"{_copied(outcome)} in {_count(outcome.folders, 'folder')}"
+        f"{_copied(outcome)} in {count_of(outcome.folders, 'folder')}"
         f"{' would be copied' if dry_run else ' copied'}{present}."
     )
     if outcome.differing:
         click.echo(
-            f"{_count(len(outcome.differing), 'file')} of DIR differ and stay as they are (--overwrite replaces them):"
+            f"{count_of(len(outcome.differing), 'file')} of DIR differ and stay as they are "
+            "(--overwrite replaces them):"
         )
         _list(outcome.differing)
     if outcome.failed:
         common.say_error(
-            PROGRAM, f"{_count(outcome.failed, 'file or folder', 'files or folders')} could not be copied:"
+            PROGRAM, f"{count_of(outcome.failed, 'file or folder', 'files or folders')} could not be copied:"
         )
         for line in outcome.troubles[:SHOWN_MAX]:
             print(f"    {line}", file=sys.stderr)
@@ -174,7 +140,3 @@ def _list(names: Sequence[str]) -> None:
         click.echo(f"    {shown(Path(name))}")
     if len(names) > SHOWN_MAX:
         click.echo(f"    … and {len(names) - SHOWN_MAX} more")
-
-
-def _count(number: int, what: str, many: str = "") -> str:
-    return f"1 {what}" if number == 1 else f"{number} {many or what + 's'}"

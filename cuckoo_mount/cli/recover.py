@@ -102,53 +102,27 @@ def _door(
     url: str, options: Sequence[str], specs: Sequence[str], drive: str
 ) -> tuple[CloudSettings, dict[str, dict[str, str]]]:
     """Return how the door is opened, and secrets for other clouds.  May ask on the terminal.  Raises: UsageError."""
-    import getpass
-
     from attrs import evolve
 
+    from cuckoo_mount.cli.given import given_secret, given_settings, secret_values
     from cuckoo_mount.cli.login import lacks_login, log_in
     from cuckoo_mount.cli.places import full_url
-    from cuckoo_mount.clouds.base import CloudSettings
     from cuckoo_mount.clouds.registry import parse_place
-    from cuckoo_mount.config.records import CloudConfig
-    from cuckoo_mount.config.secrets import PROMPT, parse_secret_spec, part_url, prompted, resolve_secrets
-    from cuckoo_mount.format import ID_BYTES
 
     url = full_url(url)
     parse_place(url)
     references: dict[str, dict[str, str]] = {}
     for spec in specs:
         cloud, slash, rest = spec.partition("/") if "/" in spec.partition("=")[0] else ("", "", spec)
-        key, reference = parse_secret_spec(rest)
         if slash:
             check_cloud_name(cloud)
-        if reference == PROMPT:
-            if not sys.stdin.isatty():
-                raise UsageError(f"there is no terminal to ask for secret {key!r} on; write {key}=file:PATH")
-            reference = prompted(getpass.getpass(f"{key} of {cloud or shown(url)}: "))
+        key, reference = given_secret(rest, cloud or shown(url))
         references.setdefault(cloud, {})[key] = reference
-    values: dict[str, dict[str, str]] = {}
-    for cloud, pairs in references.items():
-        config = CloudConfig(
-            name=cloud or "URL", url=url, cloud_id=bytes(ID_BYTES), secrets=tuple(sorted(pairs.items()))
-        )
-        values[cloud] = dict(resolve_secrets(drive, config))
-    door = CloudSettings(
-        name=part_url(url)[0] if "://" in url else url,  # what errors call it
-        url=url,
-        options=tuple(sorted(_option(option) for option in options)),
-        secrets=tuple(sorted(values.pop("", {}).items())),
-    )
+    values = {cloud: secret_values(drive, cloud or "URL", url, pairs) for cloud, pairs in references.items()}
+    door = given_settings(url, options, values.pop("", {}))
     if lacks_login(url, door.secrets):
         door = evolve(door, secrets=tuple(sorted({**dict(door.secrets), **log_in(door)}.items())))
     return door, values
-
-
-def _option(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise UsageError(f"--option is written K=V, not {text!r}")
-    return key, value
 
 
 def _moved(text: str) -> tuple[str, str]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from typing import Final, cast
 
 import click
 
 from cuckoo_mount.cli import common, sending
+from cuckoo_mount.cli.common import count_of
 from cuckoo_mount.cli.operate import Result, run_on_drive
+from cuckoo_mount.cli.progressline import ProgressLine
 from cuckoo_mount.errors import UsageError
 
 PROGRAM: Final = "cuckoo scrub"
-PLAIN_EVERY_S: Final = 10.0
-_LEFT_CLEAR: Final = "\r\x1b[K"
 
 
 @click.command("scrub", epilog="Example:  cuckoo scrub --deep")
@@ -37,9 +35,15 @@ def command(deep: bool, restart: bool, no_heal: bool, dry_run: bool, yes: bool, 
     if restart and not deep:
         raise UsageError("--restart goes with --deep: without it there is nothing to go on with")
     try:
-        with ScrubLine(quiet=as_json) as line:
+        with ProgressLine(quiet=as_json) as line:
             result = run_on_drive(
-                drive, "scrub", progress=line.update, deep=deep, restart=restart, dry_run=dry_run, heal=not no_heal
+                drive,
+                "scrub",
+                progress=lambda told: line.show(progress_line(told)),
+                deep=deep,
+                restart=restart,
+                dry_run=dry_run,
+                heal=not no_heal,
             )
     except KeyboardInterrupt:
         goes_on = f"; goes on with: cuckoo scrub --deep{common.drive_argument(drive)}" if deep and not dry_run else ""
@@ -51,38 +55,6 @@ def command(deep: bool, restart: bool, no_heal: bool, dry_run: bool, yes: bool, 
         for text in describe(result):
             click.echo(text)
     return common.DONE if result.get("whole") is True else common.UNSENT
-
-
-class ScrubLine:
-    """Shows on stderr how far a scrub is: one line that changes on a terminal, else one every `PLAIN_EVERY_S`.
-
-    A context manager.  `quiet`: nothing.
-    """
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._is_terminal = sys.stderr.isatty()
-        self._said_at_s = time.monotonic()
-        self._is_shown = False
-
-    def __enter__(self) -> ScrubLine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_shown:
-            print(_LEFT_CLEAR, end="", file=sys.stderr, flush=True)
-
-    def update(self, progress: Mapping[str, object]) -> None:
-        """Take a progress message, and show it."""
-        text = progress_line(progress)
-        if self._quiet or not text:
-            return
-        if self._is_terminal:
-            print(f"{_LEFT_CLEAR}{text}", end="", file=sys.stderr, flush=True)
-            self._is_shown = True
-        elif time.monotonic() - self._said_at_s >= PLAIN_EVERY_S:
-            self._said_at_s = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
 
 
 def progress_line(progress: Mapping[str, object]) -> str:
@@ -105,8 +77,8 @@ def describe(result: Result) -> list[str]:
 
     verb = "read" if result.get("deep") else "listed"
     lines = [
-        f"{_count(numbers['checked'], 'share')} and {_count(epochs.get('checked', 0), 'epoch object')} {verb}, "
-        f"{_count(keys.get('checked', 0), 'key slot')} read: {total('missing')} missing, {total('damaged')} damaged."
+        f"{count_of(numbers['checked'], 'share')} and {count_of(epochs.get('checked', 0), 'epoch object')} {verb}, "
+        f"{count_of(keys.get('checked', 0), 'key slot')} read: {total('missing')} missing, {total('damaged')} damaged."
     ]
     if result.get("resumed"):
         lines[0] += "  (It went on where the last one ended; --restart reads everything.)"
@@ -123,22 +95,18 @@ def _what_is_left(result: Result, numbers: Mapping[str, int]) -> list[str]:
     if degraded := numbers["degraded"]:
         has = "has" if degraded == 1 else "have"
         lines.append(
-            f"{_count(degraded, 'pack')} {has} fewer shares than the redundancy asks for; the drive repairs that while "
-            "it is mounted, as soon as clouds enough are up"
+            f"{count_of(degraded, 'pack')} {has} fewer shares than the redundancy asks for; the drive repairs that "
+            "while it is mounted, as soon as clouds enough are up"
         )
     if lost := numbers["lost"]:
         paths = result.get("paths")
         named = [str(path) for path in paths] if isinstance(paths, list | tuple) else []
         lines.append(
-            f"{_count(lost, 'pack')} cannot be read whole from any cloud; copy these files again, or bring the missing "
-            "objects back:" + "".join(f"\n    {path}" for path in named)
+            f"{count_of(lost, 'pack')} cannot be read whole from any cloud; copy these files again, or bring the "
+            "missing objects back:" + "".join(f"\n    {path}" for path in named)
         )
     lines += [
         f"cloud {silent.get('name')} was not looked at, or not all of it: {silent.get('error')}"
         for silent in sending.records(result.get("silent"))
     ]
     return lines
-
-
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"

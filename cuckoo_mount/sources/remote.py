@@ -5,6 +5,7 @@ Used by opening.py.  Any number of threads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,7 +20,19 @@ from cuckoo_mount.errors import CloudMissing
 from cuckoo_mount.sources.base import Source, part_sizes
 
 
-class WebDavSource(WebDavCloud):
+class _ReadInParts(ABC):
+    """What all of them have in common: a file is read by ranges, whatever its name."""
+
+    @abstractmethod
+    def _range(self, name: str, offset: int, length_bytes: int) -> bytes:
+        """Return a part of a file; the driver's."""
+
+    def blocks(self, name: str, size_bytes: int) -> Iterator[bytes]:
+        for offset, length_bytes in part_sizes(size_bytes):
+            yield self._range(name, offset, length_bytes)
+
+
+class WebDavSource(WebDavCloud, _ReadInParts):
     """Files of a WebDAV server.  One request per folder, and one per 8 MiB."""
 
     def entries(self, folder: str) -> list[Entry]:
@@ -29,34 +42,22 @@ class WebDavSource(WebDavCloud):
             self._see_root(error)
             raise
 
-    def blocks(self, name: str, size_bytes: int) -> Iterator[bytes]:
-        for offset, length_bytes in part_sizes(size_bytes):
-            yield self._range(name, offset, length_bytes)
 
-
-class SftpSource(SftpCloud):
+class SftpSource(SftpCloud, _ReadInParts):
     """Files of an SSH server; its links and special files are not shown."""
 
     def entries(self, folder: str) -> list[Entry]:
         return self._call(folder, partial(self._listed, folder))
 
-    def blocks(self, name: str, size_bytes: int) -> Iterator[bytes]:
-        for offset, length_bytes in part_sizes(size_bytes):
-            yield self._range(name, offset, length_bytes)
 
-
-class FtpSource(FtpCloud):
+class FtpSource(FtpCloud, _ReadInParts):
     """Files of an FTP server."""
 
     def entries(self, folder: str) -> list[Entry]:
         return self._call(folder, lambda session: session.entries(self._path(folder)))
 
-    def blocks(self, name: str, size_bytes: int) -> Iterator[bytes]:
-        for offset, length_bytes in part_sizes(size_bytes):
-            yield self._range(name, offset, length_bytes)
 
-
-class S3Source(S3Cloud):
+class S3Source(S3Cloud, _ReadInParts):
     """Files of a bucket: `/` in keys parts folders, a key that ends with one is a folder.  1,000 names per request."""
 
     def entries(self, folder: str) -> list[Entry]:
@@ -71,10 +72,6 @@ class S3Source(S3Cloud):
                 if name:  # the marker of the folder itself
                     found.setdefault(name, Entry(name, listed["Size"], listed["LastModified"].timestamp()))
         return list(found.values())
-
-    def blocks(self, name: str, size_bytes: int) -> Iterator[bytes]:
-        for offset, length_bytes in part_sizes(size_bytes):
-            yield self._range(name, offset, length_bytes)
 
 
 def open_remote(settings: CloudSettings) -> Source:

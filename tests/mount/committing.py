@@ -114,12 +114,13 @@ def _git(folder: Path, *arguments: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
 
 
+def fail(error: OSError) -> None:
+    """Raise what os.walk would leave out without a word."""
+    raise error
+
+
 def sync_folders(folder: Path) -> None:
     """Make the names in a folder and all below it durable.  Raises: OSError if any of them cannot be listed, too."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
     # By itself walk leaves out what it cannot list: as the mount goes, nothing would be synced and all promised.
     for place, _, _ in os.walk(folder, onerror=fail):
         _sync(place, os.O_RDONLY | os.O_DIRECTORY)

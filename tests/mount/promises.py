@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 
 from cuckoo_mount.testing.killing import Line, Step, base_file, content
 from cuckoo_mount.types import CHUNK_SIZE_BYTES
+from tests.mount.committing import fail
 
 BLOCK: Final = 4096
 CHUNK: Final = CHUNK_SIZE_BYTES
@@ -33,7 +34,7 @@ class Found:
 def look(folder: Path) -> Tree:
     """Return everything below a folder of the mount, read in full."""
     tree: Tree = {}
-    for place, folders, files in os.walk(folder, onerror=_fail):
+    for place, folders, files in os.walk(folder, onerror=fail):
         for name in folders:
             tree[os.path.relpath(os.path.join(place, name), folder)] = Found(None, 0)
         for name in files:
@@ -44,10 +45,6 @@ def look(folder: Path) -> Tree:
             assert len(data) == status.st_size, f"{path}: {status.st_size} bytes long, {len(data)} can be read"
             tree[os.path.relpath(path, folder)] = Found(data, status.st_mtime_ns)
     return tree
-
-
-def _fail(error: OSError) -> None:
-    raise error
 
 
 @define(eq=False)

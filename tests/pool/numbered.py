@@ -14,6 +14,7 @@ from typing import Final
 
 from attrs import define, field, frozen
 
+from tests.mount.committing import fail
 from tests.mount.mounting import Mount
 from tests.pool.numbering import DATABASES, MODES, Step, all_steps
 
@@ -38,7 +39,7 @@ def look(mount: Mount) -> Seen:
     names: dict[str, int] = {}
     contents: dict[int, bytes] = {}
     links: dict[int, int] = {}
-    for place, below, files in os.walk(mount.path, onerror=_fail):
+    for place, below, files in os.walk(mount.path, onerror=fail):
         if place == str(mount.path):
             below.remove(DATABASES)
         folders.update(os.path.relpath(os.path.join(place, name), mount.path) for name in below)
@@ -54,10 +55,6 @@ def look(mount: Mount) -> Seen:
     # Elsewhere: SQLite maps a file of the mount, and whoever does that dies with the daemon.
     rows = mount.run(sys.executable, "-m", "tests.pool.numbering", "rows", mount.path, cwd=ROOT)
     return Seen(frozenset(folders), names, contents, json.loads(rows.stdout))
-
-
-def _fail(error: OSError) -> None:
-    raise error
 
 
 @define(eq=False)
