@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CHANNELS_MAX: Final = 8
 """OpenSSH allows 10 on a connection."""
+_CLOSED: Final = "Socket is closed"  # says paramiko of a channel that ended before anything was asked
 _ATTEMPTS: Final = 3  # a channel from the stock and a new one of the same connection may both turn out to be broken
 _HOME: Final = "/~"
 _STATVFS: Final = "statvfs@openssh.com"
@@ -262,7 +263,7 @@ class SftpCloud:
                 if isinstance(error, FileNotFoundError):
                     self._check_root(error)
                 raise
-            self._drop(sftp, error, with_connection=attempts < _ATTEMPTS)
+            self._drop(sftp, error)
             if is_fresh or attempts == 1 or isinstance(error, (CloudError, TimeoutError)):
                 raise
             return self._try(name, action, attempts - 1)
@@ -330,17 +331,11 @@ class SftpCloud:
         with self._lock:
             self._stock.append(sftp)
 
-    def _drop(self, sftp: paramiko.SFTPClient, error: BaseException, *, with_connection: bool = False) -> None:
-        """Give up a channel that may be in any state, and those of the stock, which may be as it is.
-
-        The whole connection, too, if nothing comes through it any more, or `with_connection`.
-        """
-        with self._lock:
-            stock, self._stock = self._stock, []
-        for one in (sftp, *stock):
-            with suppress(Exception):  # why it does not close changes nothing
-                one.close()
-        if not isinstance(error, TimeoutError) and not with_connection:
+    def _drop(self, sftp: paramiko.SFTPClient, error: BaseException) -> None:
+        """Give up a channel that may be in any state; the whole connection if nothing comes through it any more."""
+        with suppress(Exception):  # why it does not close changes nothing
+            sftp.close()
+        if not isinstance(error, TimeoutError):
             return
         # A network that went away is noticed by TCP after a quarter of an hour.
         with self._lock, suppress(Exception):
@@ -389,7 +384,7 @@ def parse_sftp_place(settings: CloudSettings, url: str) -> RemotePlace:
 
 def _said_by_server(error: Exception) -> bool:
     """Return whether an exception is the server's answer, after which the channel can be used on."""
-    if not isinstance(error, OSError) or isinstance(error, (TimeoutError, ConnectionError)):
+    if not isinstance(error, OSError) or isinstance(error, (TimeoutError, ConnectionError)) or str(error) == _CLOSED:
         return False
     return error.errno in (None, errno.ENOENT, errno.EACCES) and not _nothing_there(error)
 

@@ -130,6 +130,18 @@ def test_a_connection_that_broke_while_idle_is_not_noticed(cloud: Cloud, proxy: 
         check(cloud, name)
 
 
+def test_a_channel_that_was_closed_is_not_noticed(sftp: FileServer, settings: CloudSettings) -> None:
+    """As where the connection ends just when a channel was taken from the stock."""
+    with contextlib.closing(open_sftp_cloud(settings, settings.url)) as cloud:
+        check(cloud, "put")
+        for name in CALLS:
+            channels = [channel for opened in cloud._stock if (channel := opened.get_channel()) is not None]
+            assert channels
+            for channel in channels:
+                channel.close()
+            check(cloud, name)
+
+
 @pytest.mark.parametrize("name", ["get", "get_range"])
 def test_a_cut_answer_is_never_short_data(cloud: Cloud, proxy: TcpProxy, name: str) -> None:
     check(cloud, name)
