@@ -90,7 +90,8 @@ def _about_clouds(scrub: Mapping[str, object]) -> list[str]:
     if bad:
         lines.append(f"{bad} objects are missing on the clouds or have a wrong size, {left} of them are left.")
     if degraded := numbers.get("degraded", 0):
-        lines.append(f"{degraded} packs have fewer shares than the redundancy asks for.")
+        has = "has" if degraded == 1 else "have"
+        lines.append(f"{common.count_of(degraded, 'pack')} {has} fewer shares than the redundancy asks for.")
     if lost := numbers.get("lost", 0):
         lines.append(f"{lost} packs cannot be read whole from any cloud.")
     lines += [
